@@ -1,0 +1,147 @@
+"""One small protocol by which every long job says how far it is and can be stopped."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+
+class Cancelled(Exception):  # noqa: N818 - a state, not a fault
+    """Somebody asked the running job to stop. What was finished is kept."""
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """Where a job reports. A loop that reports is a loop that can be stopped."""
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """Begin a stage of `total` steps (None: unknown)."""
+
+    def advance(self, n: int = 1, **metrics: float) -> None:
+        """Count `n` steps done. Raises :class:`Cancelled` when somebody asked for a stop."""
+
+    def note(self, text: str) -> None:
+        """Say something that a person should read (a warning of the job)."""
+
+
+class NullProgress:
+    """Reports to nobody and never stops."""
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """See :class:`Progress`."""
+
+    def advance(self, n: int = 1, **metrics: float) -> None:
+        """See :class:`Progress`."""
+
+    def note(self, text: str) -> None:
+        """See :class:`Progress`."""
+
+
+NULL = NullProgress()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """State of a job at one moment: what every front end draws."""
+
+    stage: str
+    done: int
+    total: int | None
+    rate: float
+    """Steps a second over the last seconds."""
+    eta_s: float | None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """One line: ``tiles 120/4800 · 31.2/s · 2 min 30 s left``."""
+        of = f"/{self.total}" if self.total is not None else ""
+        parts = [f"{self.stage} {self.done}{of}"]
+        if self.rate > 0:
+            parts.append(f"{self.rate:.1f}/s" if self.rate < 100 else f"{self.rate:.0f}/s")
+        if self.eta_s is not None:
+            parts.append(f"{human_time(self.eta_s)} left")
+        return " · ".join(parts)
+
+
+class JobProgress:
+    """A :class:`Progress` that measures rate and ETA and can be cancelled from any thread.
+
+    The job calls :meth:`stage`, :meth:`advance`; a front end calls :meth:`snapshot` as often as it likes, or
+    overrides :meth:`changed`, which is called in the job's thread.
+    """
+
+    #: seconds of history from which the rate is taken: long enough to be calm, short enough to follow
+    WINDOW_S = 10.0
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._cancel = threading.Event()
+        self._marks: list[tuple[float, int]] = []
+        self._stage, self._done, self._total = "", 0, None  # type: tuple[str, int, int | None]
+        self._metrics: dict[str, float] = {}
+        self.notes: list[str] = []
+
+    def cancel(self) -> None:
+        """Ask the job to stop at its next report."""
+        self._cancel.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked for a stop."""
+        return self._cancel.is_set()
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """Begin a stage."""
+        with self._lock:
+            self._stage, self._done, self._total = name, 0, total
+            self._marks = [(time.monotonic(), 0)]
+            self._metrics = {}
+        self.changed()
+        self._stop_if_asked()
+
+    def advance(self, n: int = 1, **metrics: float) -> None:
+        """Count steps."""
+        now = time.monotonic()
+        with self._lock:
+            self._done += n
+            self._metrics.update(metrics)
+            self._marks.append((now, self._done))
+            while len(self._marks) > 2 and now - self._marks[1][0] > self.WINDOW_S:
+                self._marks.pop(0)
+        self.changed()
+        self._stop_if_asked()
+
+    def note(self, text: str) -> None:
+        """Keep a warning for the person."""
+        self.notes.append(text)
+        self.changed()
+
+    def changed(self) -> None:
+        """Hook for front ends that are pushed to. Called in the job's thread."""
+
+    def snapshot(self) -> Snapshot:
+        """Return the state now."""
+        with self._lock:
+            (t0, n0), (t1, n1) = self._marks[0] if self._marks else (0.0, 0), (
+                self._marks[-1] if self._marks else (0.0, 0)
+            )
+            rate = (n1 - n0) / (t1 - t0) if t1 > t0 else 0.0
+            left = None if self._total is None or rate <= 0 else (self._total - self._done) / rate
+            return Snapshot(self._stage, self._done, self._total, rate, left, dict(self._metrics))
+
+    def _stop_if_asked(self) -> None:
+        if self._cancel.is_set():
+            raise Cancelled(f"stopped during {self._stage or 'the start'}")
+
+
+def human_time(seconds: float) -> str:
+    """Return ``'45 s'``, ``'2 min 30 s'`` or ``'1 h 05 min'``."""
+    s = round(max(seconds, 0.0))
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60:02d} s"
+    return f"{s // 3600} h {s % 3600 // 60:02d} min"
