@@ -18,6 +18,10 @@ class SlideError(PekaError, OSError):
     """A slide cannot be opened or read."""
 
 
+class Undecodable(SlideError):
+    """A part of a slide cannot be decoded, not even with a fresh handle. The rest of the slide may be fine."""
+
+
 class MissingResolution(PekaError, ValueError):
     """The µm per pixel of a slide are unknown or absurd and nobody has said them."""
 
