@@ -66,7 +66,9 @@ class TileSpec:
 
     def __post_init__(self) -> None:
         if self.size_px < 1 or not 0 < self.mpp < 1000:
-            raise SettingError(f"a tile needs at least 1 px and a positive mpp, got {self.size_px} px at {self.mpp} µm/px")
+            raise SettingError(
+                f"a tile needs at least 1 px and a positive mpp, got {self.size_px} px at {self.mpp} µm/px"
+            )
         if self.stride_px is not None and self.stride_px < 1:
             raise SettingError(f"the stride must be at least 1 px, got {self.stride_px}")
 
@@ -294,7 +296,8 @@ class TileTable:
             r0, r1 = max(0, int((y_lo - size[0]) // step[0])), min(rows, int(y_hi // step[0]) + 1)
             c0, c1 = max(0, int((x_lo - size[1]) // step[1])), min(cols, int(x_hi // step[1]) + 1)
         index = np.stack(
-            np.meshgrid(np.arange(r0, r1, dtype=np.int32), np.arange(c0, c1, dtype=np.int32), indexing="ij"), -1
+            np.meshgrid(np.arange(r0, r1, dtype=np.int32), np.arange(c0, c1, dtype=np.int32), indexing="ij"),
+            -1,
         ).reshape(-1, 2)
         keep = np.ones(len(index), bool)
         corner = index * step
@@ -309,12 +312,22 @@ class TileTable:
         order = np.argsort(cell, kind="stable")
         _, block = np.unique(cell[order], return_inverse=True)
         return cls(
-            centre[order], spec, slide_mpp, index[order].astype(np.int32), None, block.astype(np.int32), (rows, cols)
+            centre[order],
+            spec,
+            slide_mpp,
+            index[order].astype(np.int32),
+            None,
+            block.astype(np.int32),
+            (rows, cols),
         )
 
     @classmethod
     def spots(
-        cls, centre_yx: FloatArray, slide_mpp: tuple[float, float], spec: TileSpec, ids: Sequence[str] | None = None
+        cls,
+        centre_yx: FloatArray,
+        slide_mpp: tuple[float, float],
+        spec: TileSpec,
+        ids: Sequence[str] | None = None,
     ) -> tuple[TileTable, npt.NDArray[np.intp]]:
         """Make a table of tiles centred on measured spots.
 

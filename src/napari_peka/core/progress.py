@@ -125,8 +125,9 @@ class JobProgress:
     def snapshot(self) -> Snapshot:
         """Return the state now."""
         with self._lock:
-            (t0, n0), (t1, n1) = self._marks[0] if self._marks else (0.0, 0), (
-                self._marks[-1] if self._marks else (0.0, 0)
+            (t0, n0), (t1, n1) = (
+                self._marks[0] if self._marks else (0.0, 0),
+                (self._marks[-1] if self._marks else (0.0, 0)),
             )
             rate = (n1 - n0) / (t1 - t0) if t1 > t0 else 0.0
             left = None if self._total is None or rate <= 0 else (self._total - self._done) / rate

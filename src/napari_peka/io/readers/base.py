@@ -1,0 +1,281 @@
+"""What a slide reader is, and the parts that readers share.
+
+Frame of reference: ``(y, x)`` in whole pixels of one level; level 0 is the finest.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+UInt8Array = npt.NDArray[np.uint8]
+T = TypeVar("T")
+
+WHITE = (255, 255, 255)
+#: bytes of decoded segments that one open slide keeps
+CACHE_BYTES = 128 << 20
+#: a segment that decodes to more cannot be read piecewise
+MAX_SEGMENT_BYTES = 4 << 30
+
+
+class Refused(Exception):
+    """A reader cannot open this file; its text is the reason. Another reader may."""
+
+
+class Unsuitable(Refused):
+    """The file was understood and is not something to predict on, or is damaged: no other reader is asked."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a file says about its resolution, believed or not.
+
+    Parameters
+    ----------
+    mpp
+        µm per level-0 pixel (y, x).
+    source
+        Where the file says so.
+    """
+
+    mpp: tuple[float, float]
+    source: str
+
+
+class Pool(Generic[T]):
+    """Handles that are lent to one thread at a time, so that no handle is ever shared.
+
+    A handle under which something failed is closed, never lent again: OpenSlide's errors are sticky.
+
+    Parameters
+    ----------
+    make
+        Opens a handle; it must have ``close()``.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._free: list[T] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @contextmanager
+    def lend(self) -> Iterator[T]:
+        """Lend a handle for the time of a ``with`` block."""
+        with self._lock:
+            handle = self._free.pop() if self._free else None
+        if handle is None:
+            handle = self._make()
+        try:
+            yield handle
+        except BaseException:
+            handle.close()  # type: ignore[attr-defined]
+            raise
+        with self._lock:
+            if not self._closed:
+                self._free.append(handle)
+                return
+        handle.close()  # type: ignore[attr-defined]
+
+    def clear(self) -> None:
+        """Close the handles that nobody uses; the next loan opens a fresh one."""
+        with self._lock:
+            free, self._free = self._free, []
+        for handle in free:
+            handle.close()  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        """Close all handles; those lent are closed when they come back."""
+        self._closed = True
+        self.clear()
+
+
+class SegmentCache:
+    """Decoded segments, least recently used out first, bounded in bytes; safe for threads."""
+
+    def __init__(self, limit: int = CACHE_BYTES) -> None:
+        self._limit, self._size = limit, 0
+        self._items: OrderedDict[Hashable, UInt8Array] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], UInt8Array]) -> UInt8Array:
+        """Return the segment of that key, decoding it by ``make()`` when it is not kept."""
+        with self._lock:
+            if key in self._items:
+                self._items.move_to_end(key)
+                return self._items[key]
+        value = make()
+        with self._lock:
+            if key not in self._items:
+                self._items[key] = value
+                self._size += value.nbytes
+            # one segment above the limit is kept, or a slide in one strip would be decoded for every read
+            while self._size > self._limit and len(self._items) > 1:
+                self._size -= self._items.popitem(last=False)[1].nbytes
+        return value
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._items.clear()
+            self._size = 0
+
+
+class Reader(ABC):
+    """One way to read one file. Opening it parses metadata and decodes nothing.
+
+    Attributes
+    ----------
+    level_shapes
+        Height and width of each level, finest first.
+    claims
+        What the file says about its resolution, the most trustworthy first.
+    vendor
+        Maker or format, in a word or two.
+    background
+        Colour (r, g, b) where there is nothing.
+    associated
+        Names of the images beside the slide (label, macro, thumbnail).
+    warnings
+        What a person should know, a sentence each.
+    """
+
+    #: how the reader is called in messages
+    name: str = ""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.level_shapes: list[tuple[int, int]] = []
+        self.claims: list[Claim] = []
+        self.vendor = ""
+        self.background: tuple[int, int, int] = WHITE
+        self.associated: tuple[str, ...] = ()
+        self.warnings: list[str] = []
+
+    @abstractmethod
+    def read(self, level: int, y: int, x: int, h: int, w: int) -> UInt8Array:
+        """Return uint8 ``(h, w, 3)``; the rectangle lies inside the level. Any exception: not decodable."""
+
+    def associated_image(self, name: str) -> UInt8Array:
+        """Return an image beside the slide, uint8 ``(h, w, 3)``."""
+        raise KeyError(name)
+
+    def thumbnail(self, max_px: int) -> UInt8Array | None:
+        """Return a quick overview of at most `max_px` a side, or None when there is no quicker way."""
+        return None
+
+    def fresh(self) -> None:  # noqa: B027
+        """Drop handles and what is cached, before a second try."""
+
+    def close(self) -> None:  # noqa: B027
+        """Close all handles."""
+
+
+class SegmentedReader(Reader):
+    """A reader of tiles, strips or chunks, each decoded as a whole and kept in a cache.
+
+    `grids` holds the nominal height and width of a segment, one a level.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.grids: list[tuple[int, int]] = []
+        self.cache = SegmentCache()
+
+    @abstractmethod
+    def decode(self, level: int, row: int, col: int) -> UInt8Array:
+        """Return a segment, uint8 ``(h, w, 3)``; at the lower and right edge it may be larger than needed."""
+
+    def read(self, level: int, y: int, x: int, h: int, w: int) -> UInt8Array:
+        """Return uint8 ``(h, w, 3)`` put together from segments."""
+        sh, sw = self.grids[level]
+        out = np.empty((h, w, 3), np.uint8)
+        for row in range(y // sh, (y + h - 1) // sh + 1):
+            for col in range(x // sw, (x + w - 1) // sw + 1):
+                tile = self.cache.get((level, row, col), lambda r=row, c=col: self.decode(level, r, c))
+                y0, x0 = max(y, row * sh), max(x, col * sw)
+                y1, x1 = min(y + h, (row + 1) * sh), min(x + w, (col + 1) * sw)
+                part = tile[y0 - row * sh : y1 - row * sh, x0 - col * sw : x1 - col * sw]
+                if part.shape[:2] != (y1 - y0, x1 - x0):
+                    raise ValueError(f"segment ({row}, {col}) is {tile.shape[:2]} px, too small")
+                out[y0 - y : y1 - y, x0 - x : x1 - x] = part
+        return out
+
+    def fresh(self) -> None:
+        """Forget decoded segments."""
+        self.cache.clear()
+
+
+def over(
+    rgb: npt.NDArray[Any],
+    alpha: npt.NDArray[Any],
+    background: tuple[int, int, int],
+    premultiplied: bool = False,
+) -> UInt8Array:
+    """Lay an image over a background colour.
+
+    Parameters
+    ----------
+    rgb
+        uint8 ``(h, w, 3)``.
+    alpha
+        uint8 ``(h, w)``; 255 is opaque.
+    background
+        Colour (r, g, b).
+    premultiplied
+        Whether `rgb` has been multiplied with alpha already.
+    """
+    if (alpha == 255).all():
+        return np.ascontiguousarray(rgb)
+    a = alpha[..., None].astype(np.float32) / 255
+    front = rgb if premultiplied else rgb * a
+    return np.asarray(np.clip(front + (1 - a) * np.array(background) + 0.5, 0, 255), np.uint8)
+
+
+def eight_bit(pixels: npt.NDArray[Any]) -> UInt8Array:
+    """Bring uint8, uint16 (its full range) or bool pixels to uint8.
+
+    Raises
+    ------
+    TypeError
+        For any other type.
+    """
+    if pixels.dtype == np.uint8:
+        return np.asarray(pixels)
+    if pixels.dtype == np.uint16:
+        return np.asarray((pixels.astype(np.uint32) * 255 + 32767) // 65535, np.uint8)
+    if pixels.dtype == np.bool_:
+        return np.asarray(pixels, np.uint8) * np.uint8(255)
+    raise TypeError(f"{pixels.dtype} pixels")
+
+
+def check_type(dtype: np.dtype[Any], warnings: list[str]) -> None:
+    """Refuse pixels that are no photograph; warn about those that are stretched.
+
+    Raises
+    ------
+    Unsuitable
+        For anything but uint8, uint16 and bool.
+    """
+    if dtype == np.uint16:
+        warnings.append("16-bit pixels: read as their full range, 0 to 65,535")
+    elif dtype not in (np.uint8, np.bool_):
+        raise Unsuitable(
+            f"its pixels are {dtype}, not the 8-bit colours of a bright-field scan; export it as RGB"
+        )
+
+
+def multichannel(n: int) -> Unsuitable:
+    """Return the refusal of an image with `n` channels that are no colours."""
+    return Unsuitable(
+        f"it has {n} separate channels, as fluorescence has; a bright-field (H&E) image in RGB is needed"
+    )

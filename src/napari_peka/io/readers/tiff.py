@@ -1,0 +1,310 @@
+"""TIFF, BigTIFF and OME-TIFF through tifffile and imagecodecs, decoding only the segments that are needed."""
+
+from __future__ import annotations
+
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_peka.io.readers import jpeg
+from napari_peka.io.readers.base import (
+    MAX_SEGMENT_BYTES,
+    Claim,
+    Pool,
+    Refused,
+    SegmentedReader,
+    UInt8Array,
+    Unsuitable,
+    check_type,
+    eight_bit,
+    multichannel,
+    over,
+)
+from napari_peka.io.readers.units import unit_um
+
+#: photometric interpretations of the TIFF standard
+_MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
+_KNOWN = {_MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _CMYK, _YCBCR}
+#: compressions that are JPEG streams (old-style 6 has its tables elsewhere, NDPI's headers are made up)
+_JPEG = {7, 34892}
+_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_SIDE = ("label", "macro", "thumbnail")
+#: height of the bands by which uncompressed images in one piece are read
+_BAND = 256
+
+
+class TiffReader(SegmentedReader):
+    """Flat and pyramidal TIFF: levels as SubIFDs, pages or a vendor's series; tiles or strips.
+
+    Raises
+    ------
+    Refused
+        If the file is no TIFF, or broken.
+    Unsuitable
+        If it is cut short, or its pixels are no bright-field image.
+    """
+
+    name = "tifffile"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        with path.open("rb") as f:
+            if f.read(4) not in _MAGIC:
+                raise Refused("not a TIFF")
+        import tifffile
+
+        self._pool: Pool[Any] = Pool(lambda: path.open("rb"))
+        self._strict: dict[int, bool] = {}
+        self._strict_lock = threading.Lock()
+        try:
+            with tifffile.TiffFile(path) as tif:
+                self._describe(tif)
+        except (Refused, MemoryError):
+            raise
+        except Exception as e:  # noqa: BLE001 - a broken TIFF makes tifffile raise nearly anything
+            raise Refused(f"{type(e).__name__}: {e}") from e
+
+    def _describe(self, tif: Any) -> None:
+        series = [s for s in tif.series if s.keyframe is not None and min(s.keyframe.shape[:2]) > 0]
+        side = {s.name.lower(): s for s in series if s.name and s.name.lower() in _SIDE}
+        rest = [s for s in series if s not in side.values()]
+        if not rest:
+            raise Refused("it holds no image")
+        base = max(rest, key=lambda s: s.keyframe.imagelength * s.keyframe.imagewidth)
+        self._check_axes(base)
+        pages = [level.pages[0] for level in base.levels]
+        # some writers put the levels on pages of their own, unflagged
+        others = [s.pages[0] for s in rest if s is not base] if len(pages) == 1 and not tif.is_ome else []
+        self._pages = _pyramid(pages + others)
+        self._side = {name: s.pages[0] for name, s in side.items()}
+        self.associated = tuple(self._side)
+        self.vendor = next(
+            (
+                v
+                for v in ("svs", "ndpi", "scn", "bif", "philips", "ome", "qpi")
+                if getattr(tif, f"is_{v}", False)
+            ),
+            "tiff",
+        )
+        self.level_shapes = [(int(p.imagelength), int(p.imagewidth)) for p in self._pages]
+        self._check_pages(self.path.stat().st_size)
+        self.grids = [self._grid(p) for p in self._pages]
+        self.claims = _claims(tif, self._pages[0], tif.series.index(base))
+
+    def _check_axes(self, series: Any) -> None:
+        level = series.levels[0]
+        sizes = dict(zip(level.axes, level.shape))
+        page = level.keyframe
+        if sizes.get("C", 1) > 1:
+            raise multichannel(sizes["C"])
+        stack = [a for a in sizes if a not in "YXSC" and sizes[a] > 1]
+        if stack:
+            self.warnings.append("it is a stack: only its first plane is read")
+        if page.photometric in (_MINISBLACK, _MINISWHITE):
+            if page.samplesperpixel > 2:
+                raise multichannel(page.samplesperpixel)
+            self.warnings.append("it is greyscale: shown as grey RGB; models expect H&E colours")
+        elif page.photometric not in _KNOWN:
+            raise Unsuitable(f"its colours are {page.photometric!s}, which cannot be turned to RGB here")
+
+    def _check_pages(self, size: int) -> None:
+        page = self._pages[0].keyframe
+        if page.dtype is None:
+            raise Unsuitable(f"its pixels have {page.bitspersample} bits, which no reader here knows")
+        check_type(page.dtype, self.warnings)
+        for p in self._pages:
+            end = max((o + n for o, n in zip(p.dataoffsets, p.databytecounts)), default=0)
+            if end > size:
+                raise Unsuitable(
+                    f"it is truncated: {size:,} bytes long where its contents need {end:,}; copy it again"
+                )
+            k = p.keyframe
+            segment = math.prod(k.chunks) * k.dtype.itemsize
+            if not p.is_contiguous and segment > MAX_SEGMENT_BYTES:
+                raise Unsuitable(
+                    f"it is compressed in one piece of {segment / 2**30:.0f} GiB; save it as a tiled pyramidal TIFF"
+                )
+
+    @staticmethod
+    def _grid(page: Any) -> tuple[int, int]:
+        k = page.keyframe
+        if k.is_tiled:
+            return int(k.tilelength), int(k.tilewidth)
+        if page.is_contiguous and k.planarconfig == 1:  # in one piece: any rows can be had
+            return min(_BAND, int(k.imagelength)), int(k.imagewidth)
+        return min(int(k.rowsperstrip), int(k.imagelength)), int(k.imagewidth)
+
+    def decode(self, level: int, row: int, col: int) -> UInt8Array:
+        """Return tile, strip or band of rows, uint8 ``(h, w, 3)``."""
+        page = self._pages[level]
+        k = page.keyframe
+        sh, sw = self.grids[level]
+        if page.is_contiguous and not k.is_tiled and k.planarconfig == 1:
+            raw = self._rows(page, row * sh, min(sh, self.level_shapes[level][0] - row * sh))
+            return self._colours(raw, k)
+        cols = -(-self.level_shapes[level][1] // sw)
+        rows = -(-self.level_shapes[level][0] // sh)
+        index = row * cols + col
+        if k.planarconfig == 2 and k.samplesperpixel > 1:
+            planes = [self._segment(level, s * rows * cols + index) for s in range(k.samplesperpixel)]
+            if any(p is None for p in planes):
+                return np.full((sh, sw, 3), self.background, np.uint8)
+            return self._colours(np.concatenate([p for p in planes if p is not None], axis=2), k)
+        raw = self._segment(level, index)
+        # a segment of no bytes is the format's way to say that nothing was scanned there
+        return np.full((sh, sw, 3), self.background, np.uint8) if raw is None else self._colours(raw, k)
+
+    def _rows(self, page: Any, start: int, n: int) -> np.ndarray[Any, Any]:
+        k = page.keyframe
+        dtype = k.dtype.newbyteorder(k.parent.byteorder)
+        if k.bitspersample < 8:
+            raise ValueError(f"{k.bitspersample}-bit pixels in one piece")
+        stride = k.imagewidth * k.samplesperpixel * dtype.itemsize
+        data = self._bytes(page.dataoffsets[0] + start * stride, n * stride)
+        return np.frombuffer(data, dtype).astype(k.dtype).reshape(n, k.imagewidth, k.samplesperpixel)
+
+    def _bytes(self, offset: int, n: int) -> bytes:
+        with self._pool.lend() as f:
+            f.seek(offset)
+            data: bytes = f.read(n)
+        if len(data) != n:
+            raise ValueError(f"the file ends {n - len(data)} bytes early")
+        return data
+
+    def _segment(self, level: int, index: int) -> np.ndarray[Any, Any] | None:
+        page = self._pages[level]
+        k = page.keyframe
+        n = page.databytecounts[index]
+        if n == 0:
+            return None
+        data = self._bytes(page.dataoffsets[index], n)
+        tables = page.jpegtables
+        if k.compression in _JPEG and k.jpegheader is None:
+            jpeg.check_structure(data)
+            if self._is_strict(level) and jpeg.parses_strictly(jpeg.whole(data, tables)) is False:
+                raise jpeg.DamagedJPEG("its JPEG data are damaged")
+        kwargs = {"jpegtables": tables} if k.jpegheader is None else {"jpegheader": k.jpegheader}
+        if k.compression not in (6, 7, 34892, 33007):
+            kwargs = {}
+        pixels, _, shape = k.decode(data, index, **kwargs)
+        if pixels is None:
+            return None
+        return np.asarray(pixels).reshape(-1, *np.shape(pixels)[-2:])[: shape[1]]
+
+    def _is_strict(self, level: int) -> bool:
+        """Return whether the strict parser takes this level's healthy tiles; not all dialects suit it."""
+        with self._strict_lock:
+            if level not in self._strict:
+                page = self._pages[level]
+                used = [i for i, n in enumerate(page.databytecounts) if n]
+                some = used[:: max(1, len(used) // 5)][:5]
+                found = [
+                    jpeg.parses_strictly(
+                        jpeg.whole(self._bytes(page.dataoffsets[i], page.databytecounts[i]), page.jpegtables)
+                    )
+                    for i in some
+                ]
+                self._strict[level] = any(found)
+            return self._strict[level]
+
+    def _colours(self, pixels: np.ndarray[Any, Any], k: Any) -> UInt8Array:
+        """Turn a segment's samples, ``(h, w, samples)``, into RGB."""
+        if k.photometric == _PALETTE:
+            table = eight_bit(np.asarray(k.colormap, np.uint16))
+            return np.ascontiguousarray(table[:, pixels[..., 0]].transpose(1, 2, 0))
+        pixels = eight_bit(pixels)
+        colours = {_RGB: 3, _YCBCR: 3, _CMYK: 4}.get(int(k.photometric), 1)
+        alpha_kind = int(k.extrasamples[0]) if k.extrasamples else 0  # 1 premultiplied, 2 straight, 0 unsaid
+        front = pixels[..., :colours]
+        if k.photometric == _MINISWHITE:
+            front = 255 - front
+        if colours == 1:
+            front = np.repeat(front, 3, axis=2)
+        elif k.photometric == _CMYK or (
+            k.photometric == _YCBCR and k.compression not in (6, 7, 34892, 33003, 33007)
+        ):
+            from PIL import Image
+
+            mode = "CMYK" if k.photometric == _CMYK else "YCbCr"
+            size = front.shape[1], front.shape[0]
+            front = np.asarray(Image.frombytes(mode, size, front.tobytes()).convert("RGB"))
+        if pixels.shape[2] > colours and alpha_kind in (1, 2):
+            return over(front, pixels[..., colours], self.background, premultiplied=alpha_kind == 1)
+        return np.ascontiguousarray(front)
+
+    def associated_image(self, name: str) -> UInt8Array:
+        """Return label, macro or thumbnail, uint8 ``(h, w, 3)``."""
+        import tifffile
+
+        page = self._side[name]
+        with tifffile.TiffFile(self.path) as tif:
+            pixels = tif.pages[page.index].asarray()
+        return self._colours(pixels if pixels.ndim == 3 else pixels[..., None], page.keyframe)
+
+    def fresh(self) -> None:
+        """Reopen the file and forget decoded segments."""
+        super().fresh()
+        self._pool.clear()
+
+    def close(self) -> None:
+        """Close all handles."""
+        self._pool.close()
+        self.cache.clear()
+
+
+def _pyramid(pages: list[Any]) -> list[Any]:
+    """Return the pages that are one image at falling sizes, finest first."""
+    first = pages[0]
+    h0, w0, k0 = first.imagelength, first.imagewidth, first.keyframe
+    levels = [first]
+    for p in sorted(pages[1:], key=lambda p: -p.imagewidth):
+        k, last = p.keyframe, levels[-1]
+        alike = (k.samplesperpixel, k.photometric, k.dtype) == (k0.samplesperpixel, k0.photometric, k0.dtype)
+        same_view = abs(p.imagelength - h0 * p.imagewidth / w0) <= 2
+        if alike and same_view and p.imagewidth * 1.4 < last.imagewidth and p.imagelength < last.imagelength:
+            levels.append(p)
+    return levels
+
+
+def _claims(tif: Any, page: Any, index: int) -> list[Claim]:
+    claims = []
+    if tif.is_ome and (claim := _ome_claim(tif.ome_metadata, index)):
+        claims.append(claim)
+    if tif.is_svs:
+        from re import search
+
+        if hit := search(r"MPP\s*=\s*([0-9.]+)", page.description or ""):
+            claims.append(Claim((float(hit[1]), float(hit[1])), "aperio description"))
+    per_um = {2: 25_400.0, 3: 10_000.0}.get(
+        int(page.keyframe.resolutionunit or 1)
+    )  # 1: no unit, so no meaning
+    tags = [page.keyframe.tags.get(n) for n in ("YResolution", "XResolution")]
+    if per_um and all(tags):
+        values = [t.value[0] / t.value[1] if t.value[1] else 0.0 for t in tags]
+        if min(values) > 0:
+            claims.append(Claim((per_um / values[0], per_um / values[1]), "tiff resolution tag"))
+    return claims
+
+
+def _ome_claim(xml: str, index: int) -> Claim | None:
+    from xml.etree import ElementTree  # nosec: a file the user opens; expat refuses entity bombs since 2.4.1
+
+    try:
+        root = ElementTree.fromstring(xml)  # noqa: S314
+    except ElementTree.ParseError:
+        return None
+    pixels = root.findall(".//{*}Image/{*}Pixels")
+    if index >= len(pixels):
+        return None
+    sizes = []
+    for axis in "YX":
+        size = pixels[index].get(f"PhysicalSize{axis}")
+        um = unit_um(pixels[index].get(f"PhysicalSize{axis}Unit", "µm"))
+        try:
+            sizes.append(float(size or "") * (um or math.nan))
+        except ValueError:
+            return None
+    return None if any(map(math.isnan, sizes)) else Claim((sizes[0], sizes[1]), "ome-xml")

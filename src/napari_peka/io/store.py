@@ -1,0 +1,374 @@
+"""Predictions on disk: the finished AnnData-zarr, and the folder beside it from which an interrupted run resumes.
+
+While a run works, its state is ``<name>.partial/``: ``run.json`` (what this run is), ``tiles.safetensors`` and one
+small file a finished block, each written beside, pushed to the disk and renamed. When the last block is there the
+zarr is assembled inside that folder and renamed to its final name. So a result is whole or not there, and whatever
+stops a run (cancel, kill, full disk, power) costs at most the blocks in flight.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_peka.core import files
+from napari_peka.core.errors import OutputMismatch, StoreError
+from napari_peka.core.geometry import Block, Raster, TileSpec, TileTable
+from napari_peka.core.head import GeneHead
+
+FORMAT = 1
+UNS = "napari_peka"
+EMBEDDINGS = "X_peka"
+WEIGHTS = "peka_weights"
+RESEARCH_USE = "Research use only. Not for diagnosis."
+#: rows of a zarr chunk of embeddings: 4096 x 384 float16 is 3 MB, a good read over a network too
+CHUNK_ROWS = 4096
+
+
+@dataclass(eq=False)
+class Prediction:
+    """A predicted map: tiles, their embeddings, and the head that turns these into any gene.
+
+    Parameters
+    ----------
+    tiles
+        Where the tiles are.
+    embeddings
+        float16 ``(n, d)``; NaN rows where a tile could not be read or is not done yet.
+    head
+        The gene head.
+    read_ok
+        False where a tile could not be decoded, bool ``(n,)``.
+    record
+        What made this: slide, model, settings, versions.
+    path
+        Where it lies; None while it is only in memory.
+    """
+
+    tiles: TileTable
+    embeddings: npt.NDArray[np.float16]
+    head: GeneHead
+    read_ok: npt.NDArray[np.bool_]
+    record: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def genes(self) -> tuple[str, ...]:
+        """Genes that can be asked for."""
+        return self.head.genes
+
+    @property
+    def unit(self) -> str:
+        """Unit of the values."""
+        return self.head.unit
+
+    @property
+    def n_unreadable(self) -> int:
+        """Number of tiles that could not be decoded."""
+        return int((~self.read_ok).sum())
+
+    def values(self, gene: str) -> npt.NDArray[np.float32]:
+        """Return the predicted expression of `gene` a tile, shape ``(n,)``, in :attr:`unit`; NaN if unreadable."""
+        return self.head.values(self.embeddings, gene)
+
+    def raster(self, gene: str) -> Raster:
+        """Return the map of `gene`, one pixel a tile."""
+        return self.tiles.raster(self.values(gene), self.unit)
+
+    def to_anndata(self, genes: Sequence[str] | None = None) -> Any:
+        """Return an AnnData in scverse layout with the values of `genes` (all by default) in ``X``."""
+        names = list(self.genes if genes is None else (self.genes[self.head.index(g)] for g in genes))
+        adata = _anndata(self.tiles, self.head, self.read_ok, self.record)[:, names].copy()
+        adata.X = self.head.matrix(self.embeddings, names)
+        adata.obsm[EMBEDDINGS] = self.embeddings
+        return adata
+
+
+def result_path(output: Path | str) -> Path:
+    """Return the path of a result; its name must end in ``.zarr``."""
+    path = Path(output).expanduser()
+    if path.suffix != ".zarr":
+        raise StoreError(f"the output {path} must end in .zarr (such as {path.name or 'case'}.peka.zarr)")
+    return path
+
+
+class RunStore:
+    """A run's place on the disk: remembers finished blocks, refuses to mix, and assembles the result.
+
+    Use as a context manager: it holds a lock, so that two processes never write the same result.
+
+    Parameters
+    ----------
+    path
+        Final path of the result.
+    tiles, head, record
+        As in :class:`Prediction`. ``record["identity"]`` is what must be equal to resume.
+    n_dims
+        Width of the embeddings.
+    overwrite
+        Replace a result or unfinished run of something else.
+    """
+
+    def __init__(
+        self, path: Path, tiles: TileTable, head: GeneHead, record: dict[str, Any], *, overwrite: bool = False
+    ) -> None:
+        self.path, self.tiles, self.head, self.record = path, tiles, head, record
+        self.n_dims = head.n_dims
+        self.partial = path.with_name(path.name + ".partial")
+        self._overwrite = overwrite
+        self._lock: Any = None
+
+    def __enter__(self) -> RunStore:
+        from filelock import FileLock, Timeout
+
+        files.make_folder(self.path.parent)
+        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as e:
+            raise StoreError(
+                f"another run is writing {self.path}; wait for it, or choose another output"
+            ) from e
+        except OSError as e:
+            raise files.cannot_write(self.path, e) from e
+        try:
+            self._prepare()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+
+    def _prepare(self) -> None:
+        identity = self.record["identity"]
+        if self.path.exists() and not self._overwrite:
+            _same_or_raise(_identity_of_result(self.path), identity, self.path)
+        run_file = self.partial / "run.json"
+        if self.partial.exists():
+            try:
+                before = json.loads(run_file.read_text("utf-8"))["identity"]
+            except (OSError, ValueError, KeyError):
+                before = None  # killed before the run was described: no block can be there
+            if before != identity:
+                if before is not None and not self._overwrite:
+                    _same_or_raise(before, identity, self.partial)
+                files.remove_tree(self.partial)
+        try:
+            (self.partial / "blocks").mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise files.cannot_write(self.partial, e) from e
+        if not run_file.exists():
+            files.write_whole(run_file, json.dumps(self.record, indent=1).encode())
+
+    def finished(self) -> bool:
+        """Whether the final result of this very run is there already."""
+        return self.path.exists() and _identity_of_result(self.path) == self.record["identity"]
+
+    def done(self, blocks: Sequence[Block]) -> set[int]:
+        """Return the blocks whose files are there and whole."""
+        return {b.index for b in blocks if self.read_block(b) is not None}
+
+    def read_block(self, block: Block) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_]] | None:
+        """Return ``(embeddings, read_ok)`` of a finished block, or None."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            data = load(self._block_file(block).read_bytes())
+            embeddings, ok = data["embeddings"], data["read_ok"]
+        except (FileNotFoundError, SafetensorError, KeyError):
+            return None
+        if embeddings.shape != (len(block), self.n_dims) or ok.shape != (len(block),):
+            return None
+        return embeddings, ok.astype(bool)
+
+    def write_block(
+        self, block: Block, embeddings: npt.NDArray[np.float16], ok: npt.NDArray[np.bool_]
+    ) -> None:
+        """Keep a finished block: ``embeddings (n, d)`` and ``read_ok (n,)``."""
+        from safetensors.numpy import save
+
+        data = {
+            "embeddings": np.ascontiguousarray(embeddings, np.float16),
+            "read_ok": np.ascontiguousarray(ok),
+        }
+        files.write_whole(self._block_file(block), save(data))
+
+    def finish(self, blocks: Sequence[Block]) -> None:
+        """Assemble the zarr from the finished blocks, rename it into place and drop the partial folder."""
+        scratch = self.partial / "result.zarr"
+        files.remove_tree(scratch)
+        try:
+            self._assemble(scratch, blocks)
+            old = self.partial / "replaced.zarr"
+            files.remove_tree(old)
+            if self.path.exists():
+                files.replace(self.path, old)
+            files.replace(scratch, self.path)
+        except OSError as e:
+            if isinstance(e, StoreError):
+                raise
+            raise files.cannot_write(self.path, e) from e
+        files.remove_tree(self.partial)
+
+    def _assemble(self, target: Path, blocks: Sequence[Block]) -> None:
+        import zarr
+
+        read_ok = np.ones(len(self.tiles), bool)
+        for block in blocks:
+            read_ok[block.start : block.stop] = self._whole(block)[1]
+        adata = _anndata(self.tiles, self.head, read_ok, self.record)
+        adata.obsm[EMBEDDINGS] = np.zeros(
+            (len(self.tiles), 0), np.float16
+        )  # anndata makes the group; filled below
+        adata.write_zarr(target)
+        group = zarr.open_group(str(target), mode="r+")["obsm"]
+        attrs = dict(group[EMBEDDINGS].attrs)
+        del group[EMBEDDINGS]
+        shape = (len(self.tiles), self.n_dims)
+        array = group.create_array(EMBEDDINGS, shape=shape, chunks=(CHUNK_ROWS, self.n_dims), dtype="float16")
+        array.attrs.update(attrs)
+        rows: list[npt.NDArray[np.float16]] = []
+        at = n = 0
+        for block in blocks:  # blocks lie in the order of rows: chunks are written whole, once
+            rows.append(self._whole(block)[0])
+            n += len(block)
+            while n >= CHUNK_ROWS:
+                joined = np.concatenate(rows)
+                array[at : at + CHUNK_ROWS] = joined[:CHUNK_ROWS]
+                rows, n, at = [joined[CHUNK_ROWS:]], n - CHUNK_ROWS, at + CHUNK_ROWS
+        if n:
+            array[at : at + n] = np.concatenate(rows)
+        zarr.consolidate_metadata(str(target))
+
+    def _whole(self, block: Block) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_]]:
+        data = self.read_block(block)
+        if data is None:
+            raise StoreError(
+                f"block {block.index} of {self.partial} vanished or is damaged; run again to redo it"
+            )
+        return data
+
+    def _block_file(self, block: Block) -> Path:
+        return self.partial / "blocks" / f"{block.index:06d}.safetensors"
+
+
+def read_prediction(path: Path | str) -> Prediction:
+    """Read a finished result.
+
+    Raises
+    ------
+    StoreError
+        If there is none, it is unfinished, or it was not written by this package.
+    """
+    import anndata
+
+    path = Path(path)
+    if not path.exists():
+        if path.with_name(path.name + ".partial").exists():
+            raise StoreError(f"{path} is not finished; run the same prediction again, it resumes")
+        raise StoreError(f"there is no result at {path}")
+    try:
+        adata = anndata.read_zarr(path)
+        record = json.loads(adata.uns[UNS]["record"])
+        spec = TileSpec(**record["tile_spec"])
+        embeddings = np.asarray(adata.obsm[EMBEDDINGS])
+        weights = np.ascontiguousarray(np.asarray(adata.varm[WEIGHTS], np.float32).T)
+        var = adata.var
+        ids = tuple(var["gene_ids"].astype(str)) if "gene_ids" in var else ()
+        pcc = var["pcc"].to_numpy(np.float32) if "pcc" in var else None
+        head = GeneHead(
+            weights, var["bias"].to_numpy(np.float32), tuple(map(str, var.index)), record["unit"], ids, pcc
+        )
+        grid = adata.obs[["row", "col"]].to_numpy(np.int32) if "row" in adata.obs else None
+        tiles = TileTable(
+            np.asarray(adata.obsm["spatial"], np.float64)[:, ::-1].copy(),
+            spec,
+            (record["mpp"][0], record["mpp"][1]),
+            grid,
+            None if grid is not None else tuple(map(str, adata.obs_names)),
+            adata.obs["block"].to_numpy(np.int32),
+            tuple(record["grid_shape"]) if record.get("grid_shape") else None,
+        )
+    except Exception as e:  # noqa: BLE001 - zarr and anndata raise a dozen kinds for a foreign or damaged store
+        raise StoreError(f"{path} is not a napari-peka result or is damaged ({type(e).__name__}: {e})") from e
+    return Prediction(tiles, embeddings, head, adata.obs["read_ok"].to_numpy(bool), record, path)
+
+
+def _anndata(tiles: TileTable, head: GeneHead, read_ok: npt.NDArray[np.bool_], record: dict[str, Any]) -> Any:
+    import anndata
+    import pandas as pd
+
+    obs = pd.DataFrame(index=pd.Index(list(tiles.names), dtype=str))
+    if tiles.grid_yx is not None:
+        obs["row"], obs["col"] = tiles.grid_yx.T
+    obs["block"], obs["read_ok"] = tiles.block, read_ok
+    var = pd.DataFrame({"bias": head.bias}, index=pd.Index(list(head.genes), dtype=str))
+    if head.gene_ids:
+        var["gene_ids"] = list(head.gene_ids)
+    if head.pcc is not None:
+        var["pcc"] = head.pcc
+    library = str(record["slide"]["name"])
+    spot = float(np.mean(tiles.size0_yx))
+    return anndata.AnnData(
+        obs=obs,
+        var=var,
+        obsm={"spatial": np.ascontiguousarray(tiles.centre_yx[:, ::-1])},
+        varm={WEIGHTS: np.ascontiguousarray(head.weights.T)},
+        uns={
+            UNS: {**_flat(record), "record": json.dumps(record)},
+            "spatial": {
+                library: {"scalefactors": {"spot_diameter_fullres": spot, "tissue_hires_scalef": 1.0}}
+            },
+        },
+    )
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the plain entries of the record, for people who look into ``uns`` without parsing JSON."""
+    out: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            out[key] = _flat(value)
+        elif isinstance(value, (str, int, float, bool)):
+            out[key] = value
+        elif isinstance(value, (list, tuple)) and value:
+            out[key] = np.asarray(value) if not isinstance(value[0], str) else np.asarray(value, dtype=object)
+    return out
+
+
+def _identity_of_result(path: Path) -> dict[str, Any]:
+    import zarr
+
+    try:
+        text = zarr.open_group(str(path), mode="r")[f"uns/{UNS}/record"][()]
+        record = json.loads(str(np.asarray(text).item()))
+        return dict(record["identity"])
+    except Exception as e:  # noqa: BLE001 - see read_prediction
+        raise StoreError(
+            f"{path} exists and is not a napari-peka result; choose another output or overwrite it"
+        ) from e
+
+
+def _same_or_raise(before: dict[str, Any], now: dict[str, Any], where: Path) -> None:
+    names = [k for k in now if before.get(k) != now[k]]
+    if names:
+        k = names[0]
+        more = f" (and {', '.join(names[1:])})" if len(names) > 1 else ""
+        raise OutputMismatch(
+            f"{where} belongs to another run: its {k} is {_short(before.get(k))}, now it is {_short(now[k])}{more}; choose "
+            "another output, or overwrite it"
+        )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:12] + "…"

@@ -1,0 +1,128 @@
+"""Encoder, adapter and translation as one module that turns tiles into the embeddings that a head reads."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from napari_peka.core.errors import BundleError
+from napari_peka.models.adapters import add_adapter, load_adapter_state, merge_adapter
+from napari_peka.models.bundle import ADAPTER, TRANSLATE, Model
+from napari_peka.models.encoder import load_encoder
+
+
+class Student(nn.Module):
+    """What looks at a tile.
+
+    Parameters
+    ----------
+    encoder
+        Maps normalised tiles ``(b, 3, S, S)`` to ``(b, d)``.
+    mean, std
+        Per-channel normalisation of values in 0 to 1.
+    translate
+        Maps ``(b, d)`` to the teacher's ``(b, d_teacher)``; None for a model without one.
+    features
+        What :meth:`forward` returns: ``"image"``, ``"peka"`` or ``"image+peka"`` (concatenated).
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        translate: nn.Module | None = None,
+        features: str = "image",
+    ) -> None:
+        super().__init__()
+        self.encoder, self.translate, self.features = encoder, translate, features
+        self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(1, 3, 1, 1)), persistent=False)
+        self.register_buffer(
+            "shift", -(torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1), persistent=False
+        )
+
+    def normalise(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Turn uint8 ``(b, S, S, 3)`` into normalised ``(b, 3, S, S)`` on this module's device."""
+        scale, shift = self.scale, self.shift
+        assert isinstance(scale, torch.Tensor)
+        assert isinstance(shift, torch.Tensor)
+        x = tiles.to(scale.device, non_blocking=True).permute(0, 3, 1, 2).to(scale.dtype)
+        return torch.addcmul(shift, x, scale)
+
+    def embed(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Return the encoder's embedding of uint8 tiles ``(b, S, S, 3)``, shape ``(b, d)``."""
+        out: torch.Tensor = self.encoder(self.normalise(tiles))
+        return out
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Return the features that the gene head reads, shape ``(b, n_dims)``."""
+        image = self.embed(tiles)
+        if self.features == "image" or self.translate is None:
+            return image
+        peka: torch.Tensor = self.translate(image)
+        return peka if self.features == "peka" else torch.cat([image, peka], 1)
+
+
+def translate_mlp(dims: list[int]) -> nn.Module:
+    """Return the MLP from the encoder's width to the teacher's: linear layers with ReLU between.
+
+    Source: the shape that the PEKA paper gives (arXiv 2504.07061): one hidden layer of 512.
+    """
+    layers: list[nn.Module] = []
+    for i, (a, b) in enumerate(zip(dims, dims[1:])):
+        layers += [nn.ReLU()] if i else []
+        layers.append(nn.Linear(a, b))
+    return nn.Sequential(*layers)
+
+
+def build_student(model: Model, *, weights: str | None = None, offline: bool = False) -> Student:
+    """Build what a bundle describes: encoder loaded, adapter merged into it, translation filled.
+
+    Raises
+    ------
+    EncoderUnavailable
+        If the encoder's weights cannot be had.
+    BundleError
+        If the bundle's tensors do not fit the encoder.
+    """
+    card, spec = model.card, model.spec
+    if spec.encoder.sha256 and card.sha256 and spec.encoder.sha256 != card.sha256:
+        raise BundleError(
+            f"{model.name} was made with other weights of {card.name} (sha256 {spec.encoder.sha256[:12]}, here "
+            f"{card.sha256[:12]}); its values would be wrong"
+        )
+    encoder = load_encoder(card, weights=weights, offline=offline)
+    if spec.adapter.kind != "none":
+        add_adapter(encoder, model.adapter)
+        load_adapter_state(encoder, _torch(model, ADAPTER))
+        encoder = merge_adapter(encoder)
+    translate = None
+    if spec.translate:
+        if spec.translate[0] != card.dim:
+            raise BundleError(
+                f"{model.name}: the translation reads {spec.translate[0]} numbers, {card.name} gives {card.dim}"
+            )
+        translate = translate_mlp(spec.translate)
+        linear = [m for m in translate if isinstance(m, nn.Linear)]  # type: ignore[attr-defined]
+        tensors = _torch(model, TRANSLATE)
+        for i, layer in enumerate(linear):
+            layer.weight.data.copy_(tensors[f"{i}.weight"])
+            layer.bias.data.copy_(tensors[f"{i}.bias"])
+    width = {"image": card.dim, "peka": (spec.translate or [0])[-1]}
+    width["image+peka"] = width["image"] + width["peka"]
+    if width[spec.head.features] != model.head.n_dims:
+        raise BundleError(
+            f"{model.name}: the gene head reads {model.head.n_dims} numbers, {card.name} gives {width[spec.head.features]}"
+        )
+    p = spec.preprocessing
+    student = Student(encoder, p.mean, p.std, translate, spec.head.features)
+    return student.eval().requires_grad_(False)
+
+
+def _torch(model: Model, prefix: str) -> dict[str, torch.Tensor]:
+    return {
+        k.removeprefix(prefix): torch.from_numpy(np.array(v))
+        for k, v in model.tensors.items()
+        if k.startswith(prefix)
+    }

@@ -1,0 +1,128 @@
+"""Finding models by name: the embedded demo, the models folder, a path, or a hub id."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from napari_peka.core.errors import BundleError, EncoderUnavailable, UnknownName, near_names
+from napari_peka.models.bundle import SPEC_FILE, TENSOR_FILE, Model, read_bundle
+from napari_peka.models.folder import models_folder
+from napari_peka.models.registry import ENCODERS
+
+DEMO = "demo"
+ASSETS = Path(__file__).parent.parent / "assets"
+
+
+def load_model(name: str | Path, *, offline: bool = False) -> Model:
+    """Load a model bundle.
+
+    Parameters
+    ----------
+    name
+        ``"demo"`` (embedded), the name of a bundle in the models folder, a path to a bundle folder or ``.zip``, or a
+        hub id ``"organisation/name"``. Only a hub id may use the network, and only when it is not cached.
+    offline
+        Never use the network.
+
+    Raises
+    ------
+    UnknownName
+        If there is no such model; near names are offered.
+    BundleError
+        If the bundle is damaged or of another kind.
+    """
+    text = str(name)
+    if text == DEMO:
+        return read_bundle(ASSETS / DEMO)
+    path = Path(name).expanduser()
+    if path.exists():
+        return read_bundle(path)
+    local = local_models()
+    if text in local:
+        return read_bundle(local[text])
+    if isinstance(name, str) and text.count("/") == 1 and not text.startswith((".", "/", "~")):
+        return read_bundle(_from_hub(text, offline))
+    raise UnknownName(
+        f"there is no model {text!r}: neither a path nor a bundle in {models_folder()}"
+        + near_names(text, [DEMO, *local])
+        + "; `napari-peka models` lists what there is"
+    )
+
+
+def local_models() -> dict[str, Path]:
+    """Return the bundles in the models folder by name."""
+    folder = models_folder()
+    if not folder.is_dir():
+        return {}
+    found = {p.name: p for p in sorted(folder.iterdir()) if (p / SPEC_FILE).is_file()}
+    return found | {p.stem: p for p in sorted(folder.glob("*.zip"))}
+
+
+def _from_hub(repo: str, offline: bool) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        paths = [
+            Path(hf_hub_download(repo, file, local_files_only=offline, library_name="napari-peka"))
+            for file in (TENSOR_FILE, SPEC_FILE)
+        ]
+    except GatedRepoError as e:
+        raise EncoderUnavailable(
+            f"the model {repo} is gated: ask for access at https://huggingface.co/{repo}, then log in with `hf auth login`"
+        ) from e
+    except (RepositoryNotFoundError, LocalEntryNotFoundError) as e:
+        raise UnknownName(
+            f"there is no model {repo!r} here or on the hub (or the hub cannot be reached); give the path of a bundle"
+        ) from e
+    except Exception as e:  # noqa: BLE001 - the hub's client raises many kinds for a network that is not there
+        raise EncoderUnavailable(f"the model {repo} cannot be fetched ({type(e).__name__}: {e})") from e
+    if paths[0].parent != paths[1].parent:
+        raise BundleError(f"the two files of {repo} come from different revisions; fetch it again")
+    return paths[1].parent
+
+
+def listing() -> dict[str, Any]:
+    """Return what models and encoders there are, as data for JSON."""
+    models = []
+    for name, path in {DEMO: ASSETS / DEMO, **local_models()}.items():
+        try:
+            model = read_bundle(path)
+            models.append(_brief(name, model))
+        except BundleError as e:
+            models.append({"name": name, "genes": 0, "encoder": f"cannot be used: {e}", "path": str(path)})
+    encoders = [
+        {
+            "name": c.name, "dim": c.dim, "px": c.px, "mpp": c.mpp, "gated": c.gated, "licence": c.licence,
+            "hub_id": c.hub_id, "page": c.page,
+        }
+        for c in ENCODERS.values()
+    ]  # fmt: skip
+    return {"folder": str(models_folder()), "models": models, "encoders": encoders}
+
+
+def show(name: str) -> dict[str, Any]:
+    """Return all that is known of one model or encoder, as data for JSON.
+
+    Raises
+    ------
+    UnknownName
+        If there is neither.
+    """
+    if name in ENCODERS:
+        return dataclasses.asdict(ENCODERS[name])
+    model = load_model(name, offline=True)
+    spec = model.spec.model_dump(by_alias=True)
+    spec["head"] = {k: v for k, v in spec["head"].items() if k not in ("genes", "gene_ids", "pcc")}
+    return {**_brief(name, model), **spec, "digest": model.digest, "unknown_keys": list(model.dropped)}
+
+
+def _brief(name: str, model: Model) -> dict[str, Any]:
+    return {
+        "name": name,
+        "genes": len(model.head.genes),
+        "encoder": model.spec.encoder.name,
+        "path": model.source,
+    }

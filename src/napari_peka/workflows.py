@@ -1,0 +1,275 @@
+"""The walks, each readable on a page. Command line, docks and Python call these same functions."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_peka.config import PredictConfig
+from napari_peka.core.errors import NoTissue
+from napari_peka.core.geometry import Block, Raster, TileTable
+from napari_peka.core.progress import NULL, Progress
+from napari_peka.infer.schedule import Schedule
+from napari_peka.infer.tissue import Tissue, find_tissue
+from napari_peka.io.regions import check_region
+from napari_peka.io.store import FORMAT, RESEARCH_USE, Prediction, RunStore, read_prediction, result_path
+
+if TYPE_CHECKING:
+    from napari_peka.io.slide import Slide
+    from napari_peka.models.bundle import Model
+
+OnStart = Callable[["Prediction", Schedule], None]
+OnBlock = Callable[[Block, npt.NDArray[np.float16], npt.NDArray[np.bool_]], None]
+
+
+def plan_tiles(
+    slide: Slide,
+    model: Model,
+    config: PredictConfig | None = None,
+    *,
+    tissue: Tissue | None = None,
+    region: Any = None,
+) -> TileTable:
+    """Lay out the tiles that :func:`predict` would compute: cheap, and enough to say how many there are.
+
+    Parameters
+    ----------
+    slide, model
+        What to predict with what.
+    config
+        Settings.
+    tissue
+        A tissue mask; found when None.
+    region
+        A shapely polygon in level-0 pixels, x first; None for the whole slide.
+
+    Raises
+    ------
+    MissingResolution
+        If the slide's µm per pixel are unknown.
+    NoTissue
+        If no tile has enough tissue.
+    RegionError
+        If the region lies outside the slide.
+    """
+    config = config or PredictConfig()
+    mpp = slide.mpp
+    if region is not None:
+        region = check_region(region, slide.shape)
+    tissue = tissue or find_tissue(slide)
+    tiles = TileTable.grid(
+        slide.shape,
+        mpp,
+        model.tile_spec(config.stride_px),
+        tissue=tissue.mask,
+        min_tissue=config.min_tissue,
+        region=region,
+        min_region=config.min_region,
+    )
+    if not len(tiles):
+        where = f"{slide.path.name}" if region is None else f"the region of {slide.path.name}"
+        raise NoTissue(
+            f"no tissue found in {where}: no tile of {tiles.spec.size_um:.0f} µm has {config.min_tissue:.0%} of tissue; "
+            "lower min_tissue, or check that this is an H&E slide"
+        )
+    return tiles
+
+
+def predict(
+    slide: Slide,
+    model: Model,
+    *,
+    output: Path | str | None = None,
+    region: Any = None,
+    tissue: Tissue | None = None,
+    config: PredictConfig | None = None,
+    overwrite: bool = False,
+    student: Any = None,
+    on_start: OnStart | None = None,
+    on_block: OnBlock | None = None,
+    progress: Progress = NULL,
+) -> Prediction:
+    """Predict the expression map of a slide.
+
+    Interrupted in any way, the same call goes on from the finished blocks and ends with the same numbers.
+
+    Parameters
+    ----------
+    slide
+        From :func:`open_slide`.
+    model
+        From :func:`load_model`.
+    output
+        Path of the result, ending in ``.zarr``. None: the result lives in memory only.
+    region
+        A shapely polygon in level-0 pixels, x first.
+    tissue
+        A tissue mask in place of the one that is found.
+    config
+        Settings; see :class:`PredictConfig`.
+    overwrite
+        Replace a result of something else at `output`.
+    student
+        An encoder built before from this model (:func:`build_student`), to save its loading.
+    on_start
+        Called once with the growing prediction (NaN rows until done) and the schedule, whose
+        ``prefer(rect)`` may be called from any thread at any time.
+    on_block
+        Called after each block with ``(block, embeddings, read_ok)``, in this thread; blocks that a former run
+        finished come first.
+    progress
+        Where to report; raises :class:`Cancelled` to stop.
+
+    Returns
+    -------
+    Prediction
+        ``record["run"]`` tells tiles, seconds and how many tiles were resumed.
+    """
+    if output is None:
+        with tempfile.TemporaryDirectory(prefix="napari-peka-") as scratch:
+            done = predict(
+                slide, model, output=Path(scratch) / "map.zarr", region=region, tissue=tissue, config=config,
+                student=student, on_start=on_start, on_block=on_block, progress=progress,
+            )  # fmt: skip
+            done.path = None
+            return done
+    path = result_path(output)
+    config = config or PredictConfig()
+    from napari_peka.models.encoder import choose_device, choose_precision
+
+    began = perf_counter()
+    progress.stage("finding tissue")
+    tiles = plan_tiles(slide, model, config, tissue=tissue, region=region)
+    device = choose_device(config.device)
+    dtype = choose_precision(config.precision, device)
+    record = _record(slide, model, tiles, config, str(device), str(dtype).removeprefix("torch."))
+    blocks = tiles.blocks()
+    with RunStore(path, tiles, model.head, record, overwrite=overwrite) as store:
+        if store.finished():
+            ready = read_prediction(path)
+            ready.record["run"] = _run(len(tiles), len(tiles), perf_counter() - began)
+            if on_start:
+                on_start(ready, Schedule([]))
+            return ready
+        before = store.done(blocks)
+        live = _empty_prediction(tiles, model, record)
+
+        def keep(
+            block: Block, embeddings: npt.NDArray[np.float16], ok: npt.NDArray[np.bool_], write: bool = True
+        ) -> None:
+            if write:
+                store.write_block(block, embeddings, ok)
+            live.embeddings[block.start : block.stop] = embeddings
+            live.read_ok[block.start : block.stop] = ok
+            if on_block:
+                on_block(block, embeddings, ok)
+
+        schedule = Schedule(blocks, before)
+        if on_start:
+            on_start(live, schedule)
+        progress.stage("predicting", len(tiles))
+        for block in blocks:
+            if block.index in before and (data := store.read_block(block)) is not None:
+                keep(block, *data, write=False)
+                progress.advance(len(block))
+        resumed = sum(len(b) for b in blocks if b.index in before)
+        started = perf_counter()
+        if len(schedule):
+            _embed(slide, tiles, model, student, device, dtype, schedule, keep, config, progress)
+        run = _run(len(tiles), resumed, perf_counter() - started)
+        store.finish(blocks)
+    live.record["run"], live.path = run, path
+    if bad := live.n_unreadable:
+        progress.note(
+            f"{bad} of {len(tiles)} tiles of {slide.path.name} could not be decoded; they are empty in the map"
+        )
+    return live
+
+
+def _embed(
+    slide: Slide, tiles: TileTable, model: Model, student: Any, device: Any, dtype: Any,
+    schedule: Schedule, keep: OnBlock, config: PredictConfig, progress: Progress,
+) -> None:  # fmt: skip
+    from napari_peka.infer.engine import Forward, embed
+    from napari_peka.models.student import build_student
+
+    forward = Forward(student or build_student(model), device, dtype, config.batch_size)
+    cores = os.cpu_count() or 1
+    readers = config.readers or (1 if device.type == "cpu" else max(1, min(8, cores - 1)))
+    embed(slide, tiles, forward, schedule, keep, readers=readers, progress=progress)
+
+
+def _empty_prediction(tiles: TileTable, model: Model, record: dict[str, Any]) -> Prediction:
+    embeddings = np.full((len(tiles), model.head.n_dims), np.nan, np.float16)
+    return Prediction(tiles, embeddings, model.head, np.ones(len(tiles), bool), record)
+
+
+def _run(tiles: int, resumed: int, seconds: float) -> dict[str, Any]:
+    rate = (tiles - resumed) / seconds if seconds > 0 else 0.0
+    return {
+        "tiles": tiles,
+        "resumed_tiles": resumed,
+        "seconds": round(seconds, 3),
+        "tiles_per_second": round(rate, 2),
+    }
+
+
+def _record(
+    slide: Slide, model: Model, tiles: TileTable, config: PredictConfig, device: str, precision: str
+) -> dict[str, Any]:
+    """Return what made a result. ``identity`` holds all that decides its numbers: only equals may be mixed."""
+    resolution = slide.resolution
+    where = hashlib.sha256(np.ascontiguousarray(tiles.centre_yx).tobytes()).hexdigest()
+    spec = {"size_px": tiles.spec.size_px, "mpp": tiles.spec.mpp, "stride_px": tiles.spec.stride_px}
+    return {
+        "format": FORMAT,
+        "identity": {
+            "slide": slide.fingerprint,
+            "model": model.digest,
+            "mpp": list(tiles.slide_mpp),
+            "tile size": spec,
+            "region or tissue": where,
+            "precision": precision,
+            "device": device.partition(":")[0],
+        },
+        "slide": {
+            "name": slide.name,
+            "file": slide.path.name,
+            "fingerprint": slide.fingerprint,
+            "shape": list(slide.shape),
+        },
+        "mpp": list(tiles.slide_mpp),
+        "mpp_source": resolution.source if resolution else "given",
+        "model": {"name": model.name, "digest": model.digest, "embedding_digest": model.embedding_digest},
+        "encoder": model.spec.encoder.name,
+        "unit": model.head.unit,
+        "tile_spec": spec,
+        "grid_shape": list(tiles.grid_shape) if tiles.grid_shape else None,
+        "settings": config.model_dump(),
+        "versions": versions(),
+        "notice": RESEARCH_USE,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    out = {"python": platform.python_version()}
+    for name in ("napari-peka", "numpy", "torch", "timm", "anndata", "zarr", "openslide-python", "tifffile"):
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            out[name] = "not installed"
+    return out
+
+
+__all__ = ["Raster", "Tissue", "plan_tiles", "predict", "versions"]
