@@ -47,9 +47,7 @@ def main() -> int:
 
 
 def demo() -> int:
-    display = (
-        sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    )
+    display = sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     # offline: whatever asked for a network would fail here, not fetch quietly
     env = dict(os.environ, HF_HUB_OFFLINE="1")
     opened = "--open" if display and not os.environ.get("CI") else "--no-open"
@@ -91,8 +89,7 @@ def system_packages(needed: bool) -> None:
     root = [] if os.geteuid() == 0 else ["sudo", "-n"]
     env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
     if (root and run(["sudo", "-n", "true"], quiet=True)) or any(
-        run([*root, "apt-get", *args], env=env, quiet=True)
-        for args in (["update"], ["install", "-y", *missing])
+        run([*root, "apt-get", *args], env=env, quiet=True) for args in (["update"], ["install", "-y", *missing])
     ):
         print(f"These system packages are missing: sudo apt-get install -y {' '.join(missing)}")
         if needed:

@@ -36,7 +36,7 @@ _FACE = {
     "write_map": "io.figure",
 }
 
-__all__ = [  # noqa: RUF022
+__all__ = [
     "PekaError", "PredictConfig", "Prediction", "Slide", "find_tissue", "load_model", "open_slide", "plan_tiles",
     "predict", "read_prediction", "read_regions", "sample_slide", "write_map",
 ]  # fmt: skip

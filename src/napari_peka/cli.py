@@ -28,12 +28,8 @@ app = typer.Typer(
     help="Where each gene is expressed on your own H&E slide, and how far to believe it. Research use only.",
 )
 
-Json = Annotated[
-    bool, typer.Option("--json", help="One JSON document on standard output, nothing else there.")
-]
-Mpp = Annotated[
-    float | None, typer.Option(help="µm per pixel of the slide, when the file has none or a wrong one.")
-]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else there.")]
+Mpp = Annotated[float | None, typer.Option(help="µm per pixel of the slide, when the file has none or a wrong one.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 
 #: a known gene that the demo model predicts well
@@ -104,9 +100,7 @@ def demo(
         "napari-peka-demo"
     ),
     device: Device = "auto",
-    open_napari: Annotated[
-        bool, typer.Option("--open/--no-open", help="Open napari when there is a display.")
-    ] = False,
+    open_napari: Annotated[bool, typer.Option("--open/--no-open", help="Open napari when there is a display.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run the main job on the embedded slide and model, offline."""
@@ -154,9 +148,7 @@ def predict(
     batch_size: Annotated[int | None, typer.Option(help="Tiles a forward pass.")] = None,
     stride_px: Annotated[int | None, typer.Option(help="Distance of tiles in px at the model's mpp.")] = None,
     min_tissue: Annotated[float, typer.Option(help="Least share of a tile that must be tissue.")] = 0.25,
-    overwrite: Annotated[
-        bool, typer.Option(help="Replace a result of another slide, model or setting.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace a result of another slide, model or setting.")] = False,
     as_json: Json = False,
 ) -> None:
     """Predict the expression maps of slides. Interrupted, the same command goes on where it stopped."""
@@ -176,12 +168,9 @@ def predict(
         loaded.head.index(gene)  # an unknown gene is said before hours of work
     same = {s.name for s in slides if sum(_result_name(s) == _result_name(t) for t in slides) > 1}
     if same:
-        raise SettingError(
-            f"two slides would write the same result ({', '.join(sorted(same))}); predict them apart"
-        )
+        raise SettingError(f"two slides would write the same result ({', '.join(sorted(same))}); predict them apart")
     entries = [
-        _predict_one(s, loaded, output, wanted, roi=roi, mpp=mpp, config=config, overwrite=overwrite)
-        for s in slides
+        _predict_one(s, loaded, output, wanted, roi=roi, mpp=mpp, config=config, overwrite=overwrite) for s in slides
     ]
     lines = [
         f"{e['slide']}: error: {e['error']}"

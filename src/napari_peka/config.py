@@ -20,19 +20,13 @@ class PredictConfig(BaseModel):
     precision: Precision = Field(
         "auto", description="number format of the encoder; auto: bf16 where the machine has it"
     )
-    batch_size: int | None = Field(
-        None, ge=1, le=4096, description="tiles a forward pass; halved when memory runs out"
-    )
+    batch_size: int | None = Field(None, ge=1, le=4096, description="tiles a forward pass; halved when memory runs out")
     stride_px: int | None = Field(
         None, ge=1, description="distance of tiles in px at the model's mpp; None: no overlap"
     )
     min_tissue: float = Field(0.25, ge=0, le=1, description="least share of a tile that must be tissue")
-    min_region: float = Field(
-        0.5, ge=0, le=1, description="least share of a tile that must lie in the region"
-    )
-    readers: int | None = Field(
-        None, ge=1, le=64, description="threads that read the slide; None: by the machine"
-    )
+    min_region: float = Field(0.5, ge=0, le=1, description="least share of a tile that must lie in the region")
+    readers: int | None = Field(None, ge=1, le=64, description="threads that read the slide; None: by the machine")
 
 
 C = TypeVar("C", bound=BaseModel)

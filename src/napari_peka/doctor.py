@@ -71,9 +71,7 @@ def _display() -> tuple[str, bool, str]:
 
 def has_display() -> bool:
     """Whether a window could be opened."""
-    return sys.platform in ("win32", "darwin") or bool(
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    )
+    return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def _demo(load_model: Callable[[str], Any]) -> tuple[str, bool, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 
-class Cancelled(Exception):  # noqa: N818 - a state, not a fault
+class Cancelled(Exception):
     """Somebody asked the running job to stop. What was finished is kept."""
 
 

@@ -30,10 +30,7 @@ def coarse_to_fine(blocks: Sequence[Block], extent: Rect | None = None) -> list[
             out |= (bit_y << (2 * k)) | ((bit_y ^ bit_x) << (2 * k + 1))
         return out
 
-    return [
-        b.index
-        for _, b in sorted(((code(*b.centre_yx), b) for b in blocks), key=lambda p: (p[0], p[1].index))
-    ]
+    return [b.index for _, b in sorted(((code(*b.centre_yx), b) for b in blocks), key=lambda p: (p[0], p[1].index))]
 
 
 class Schedule:

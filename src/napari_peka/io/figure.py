@@ -41,9 +41,7 @@ def trust_text(pcc: float | None) -> str:
     return f"held-out PCC {pcc:.2f} ({word})"
 
 
-def write_map(
-    prediction: Prediction, slide: Slide, gene: str, path: Path | str, *, max_px: int = 1200
-) -> Path:
+def write_map(prediction: Prediction, slide: Slide, gene: str, path: Path | str, *, max_px: int = 1200) -> Path:
     """Write a PNG of the predicted map of `gene` beside the slide that it lies on.
 
     Parameters

@@ -132,9 +132,7 @@ class RunStore:
         try:
             self._lock.acquire(timeout=0)
         except Timeout as e:
-            raise StoreError(
-                f"another run is writing {self.path}; wait for it, or choose another output"
-            ) from e
+            raise StoreError(f"another run is writing {self.path}; wait for it, or choose another output") from e
         except OSError as e:
             raise files.cannot_write(self.path, e) from e
         try:
@@ -190,9 +188,7 @@ class RunStore:
             return None
         return embeddings, ok.astype(bool)
 
-    def write_block(
-        self, block: Block, embeddings: npt.NDArray[np.float16], ok: npt.NDArray[np.bool_]
-    ) -> None:
+    def write_block(self, block: Block, embeddings: npt.NDArray[np.float16], ok: npt.NDArray[np.bool_]) -> None:
         """Keep a finished block: ``embeddings (n, d)`` and ``read_ok (n,)``."""
         from safetensors.numpy import save
 
@@ -226,9 +222,7 @@ class RunStore:
         for block in blocks:
             read_ok[block.start : block.stop] = self._whole(block)[1]
         adata = _anndata(self.tiles, self.head, read_ok, self.record)
-        adata.obsm[EMBEDDINGS] = np.zeros(
-            (len(self.tiles), 0), np.float16
-        )  # anndata makes the group; filled below
+        adata.obsm[EMBEDDINGS] = np.zeros((len(self.tiles), 0), np.float16)  # anndata makes the group; filled below
         adata.write_zarr(target)
         group = zarr.open_group(str(target), mode="r+")["obsm"]
         attrs = dict(group[EMBEDDINGS].attrs)
@@ -252,9 +246,7 @@ class RunStore:
     def _whole(self, block: Block) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_]]:
         data = self.read_block(block)
         if data is None:
-            raise StoreError(
-                f"block {block.index} of {self.partial} vanished or is damaged; run again to redo it"
-            )
+            raise StoreError(f"block {block.index} of {self.partial} vanished or is damaged; run again to redo it")
         return data
 
     def _block_file(self, block: Block) -> Path:
@@ -285,9 +277,7 @@ def read_prediction(path: Path | str) -> Prediction:
         var = adata.var
         ids = tuple(var["gene_ids"].astype(str)) if "gene_ids" in var else ()
         pcc = var["pcc"].to_numpy(np.float32) if "pcc" in var else None
-        head = GeneHead(
-            weights, var["bias"].to_numpy(np.float32), tuple(map(str, var.index)), record["unit"], ids, pcc
-        )
+        head = GeneHead(weights, var["bias"].to_numpy(np.float32), tuple(map(str, var.index)), record["unit"], ids, pcc)
         grid = adata.obs[["row", "col"]].to_numpy(np.int32) if "row" in adata.obs else None
         tiles = TileTable(
             np.asarray(adata.obsm["spatial"], np.float64)[:, ::-1].copy(),
@@ -298,7 +288,7 @@ def read_prediction(path: Path | str) -> Prediction:
             adata.obs["block"].to_numpy(np.int32),
             tuple(record["grid_shape"]) if record.get("grid_shape") else None,
         )
-    except Exception as e:  # noqa: BLE001 - zarr and anndata raise a dozen kinds for a foreign or damaged store
+    except Exception as e:
         raise StoreError(f"{path} is not a napari-peka result or is damaged ({type(e).__name__}: {e})") from e
     return Prediction(tiles, embeddings, head, adata.obs["read_ok"].to_numpy(bool), record, path)
 
@@ -325,9 +315,7 @@ def _anndata(tiles: TileTable, head: GeneHead, read_ok: npt.NDArray[np.bool_], r
         varm={WEIGHTS: np.ascontiguousarray(head.weights.T)},
         uns={
             UNS: {**_flat(record), "record": json.dumps(record)},
-            "spatial": {
-                library: {"scalefactors": {"spot_diameter_fullres": spot, "tissue_hires_scalef": 1.0}}
-            },
+            "spatial": {library: {"scalefactors": {"spot_diameter_fullres": spot, "tissue_hires_scalef": 1.0}}},
         },
     )
 
@@ -352,10 +340,8 @@ def _identity_of_result(path: Path) -> dict[str, Any]:
         text = zarr.open_group(str(path), mode="r")[f"uns/{UNS}/record"][()]
         record = json.loads(str(np.asarray(text).item()))
         return dict(record["identity"])
-    except Exception as e:  # noqa: BLE001 - see read_prediction
-        raise StoreError(
-            f"{path} exists and is not a napari-peka result; choose another output or overwrite it"
-        ) from e
+    except Exception as e:
+        raise StoreError(f"{path} exists and is not a napari-peka result; choose another output or overwrite it") from e
 
 
 def _same_or_raise(before: dict[str, Any], now: dict[str, Any], where: Path) -> None:
@@ -364,8 +350,8 @@ def _same_or_raise(before: dict[str, Any], now: dict[str, Any], where: Path) -> 
         k = names[0]
         more = f" (and {', '.join(names[1:])})" if len(names) > 1 else ""
         raise OutputMismatch(
-            f"{where} belongs to another run: its {k} is {_short(before.get(k))}, now it is {_short(now[k])}{more}; choose "
-            "another output, or overwrite it"
+            f"{where} belongs to another run: its {k} is {_short(before.get(k))}, now it is {_short(now[k])}{more}; "
+            "choose another output, or overwrite it"
         )
 
 

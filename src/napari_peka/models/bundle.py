@@ -182,9 +182,7 @@ def read_bundle(path: Path) -> Model:
     elif path.is_file():
         raw = _read_zip(path)
     else:
-        raise BundleError(
-            f"there is no model bundle at {path}; give a folder that holds {SPEC_FILE}, or a .zip of it"
-        )
+        raise BundleError(f"there is no model bundle at {path}; give a folder that holds {SPEC_FILE}, or a .zip of it")
     spec, dropped = parse_spec(raw[SPEC_FILE], path.name)
     shapes = tensor_shapes(raw[TENSOR_FILE], path.name)
     _checked(spec, shapes, path.name)
@@ -222,9 +220,7 @@ def parse_spec(raw: bytes, where: str) -> tuple[BundleSpec, tuple[str, ...]]:
     try:
         data = json.loads(raw)
     except ValueError as e:
-        raise BundleError(
-            f"{where}: {SPEC_FILE} is not JSON ({e}); the bundle is damaged, get it again"
-        ) from e
+        raise BundleError(f"{where}: {SPEC_FILE} is not JSON ({e}); the bundle is damaged, get it again") from e
     if not isinstance(data, dict):
         raise BundleError(f"{where}: {SPEC_FILE} must hold one JSON object, got a {type(data).__name__}")
     version = data.get("schema")
@@ -273,9 +269,7 @@ def _checked(spec: BundleSpec, shapes: dict[str, tuple[int, ...]], where: str) -
         wanted |= {f"{TRANSLATE}{i}.weight": (b, a), f"{TRANSLATE}{i}.bias": (b,)}
     for name, shape in wanted.items():
         if name not in shapes:
-            raise BundleError(
-                f"{where}: the tensor {name} is missing from {TENSOR_FILE}; get the bundle again"
-            )
+            raise BundleError(f"{where}: the tensor {name} is missing from {TENSOR_FILE}; get the bundle again")
         if shapes[name] != shape:
             raise BundleError(
                 f"{where}: the tensor {name} has shape {shapes[name]}, {SPEC_FILE} wants {shape}; the two files do not "
@@ -283,9 +277,7 @@ def _checked(spec: BundleSpec, shapes: dict[str, tuple[int, ...]], where: str) -
             )
     stray = [k for k in shapes if k not in wanted and not k.startswith(ADAPTER)]
     if stray:
-        raise BundleError(
-            f"{where}: {TENSOR_FILE} holds the unknown tensor {stray[0]}; the bundle is of another kind"
-        )
+        raise BundleError(f"{where}: {TENSOR_FILE} holds the unknown tensor {stray[0]}; the bundle is of another kind")
     if any(k.startswith(ADAPTER) for k in shapes) == (spec.adapter.kind == "none"):
         raise BundleError(f"{where}: adapter weights and the adapter kind {spec.adapter.kind!r} do not fit")
     for name, values in (("gene_ids", h.gene_ids), ("pcc", h.pcc)):
@@ -294,9 +286,7 @@ def _checked(spec: BundleSpec, shapes: dict[str, tuple[int, ...]], where: str) -
     if len(set(h.genes)) != g:
         raise BundleError(f"{where}: gene names of the head are not unique")
     if (h.features == "image") == bool(spec.translate):
-        raise BundleError(
-            f"{where}: features {h.features!r} and a translation of {spec.translate} do not fit"
-        )
+        raise BundleError(f"{where}: features {h.features!r} and a translation of {spec.translate} do not fit")
 
 
 def _read_file(path: Path) -> bytes:
@@ -319,9 +309,7 @@ def _read_zip(path: Path) -> dict[str, bytes]:
         with zipfile.ZipFile(path) as z:
             members = [m for m in z.infolist() if not m.is_dir()]
             if len(members) > 1000 or sum(m.file_size for m in members) > MAX_BYTES:
-                raise BundleError(
-                    f"{path.name} is too large for a bundle (over 1000 files or {MAX_BYTES >> 30} GiB)"
-                )
+                raise BundleError(f"{path.name} is too large for a bundle (over 1000 files or {MAX_BYTES >> 30} GiB)")
             for m in members:
                 _check_member(m, path.name)
                 name = PurePosixPath(m.filename)
@@ -329,9 +317,7 @@ def _read_zip(path: Path) -> dict[str, bytes]:
                     if name.name in found:
                         raise BundleError(f"{path.name} holds {name.name} twice")
                     if name.name == SPEC_FILE and m.file_size > MAX_SPEC_BYTES:
-                        raise BundleError(
-                            f"{path.name}: {SPEC_FILE} is absurdly large ({m.file_size >> 20} MiB)"
-                        )
+                        raise BundleError(f"{path.name}: {SPEC_FILE} is absurdly large ({m.file_size >> 20} MiB)")
                     found[name.name] = z.read(m)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as e:
         if isinstance(e, BundleError):
@@ -351,9 +337,7 @@ def _check_member(m: zipfile.ZipInfo, where: str) -> None:
     if stat.S_ISLNK(m.external_attr >> 16):
         raise BundleError(f"{where} holds a link ({m.filename!r}); do not use this file")
     if PurePosixPath(name).suffix.lower() not in ALLOWED_ENDINGS:
-        raise BundleError(
-            f"{where} holds {m.filename!r}, a kind of file that no bundle has; do not use this file"
-        )
+        raise BundleError(f"{where} holds {m.filename!r}, a kind of file that no bundle has; do not use this file")
 
 
 def _digest(data: object) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import nn
@@ -38,9 +40,7 @@ class Student(nn.Module):
         super().__init__()
         self.encoder, self.translate, self.features = encoder, translate, features
         self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(1, 3, 1, 1)), persistent=False)
-        self.register_buffer(
-            "shift", -(torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1), persistent=False
-        )
+        self.register_buffer("shift", -(torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1), persistent=False)
 
     def normalise(self, tiles: torch.Tensor) -> torch.Tensor:
         """Turn uint8 ``(b, S, S, 3)`` into normalised ``(b, 3, S, S)`` on this module's device."""
@@ -70,7 +70,7 @@ def translate_mlp(dims: list[int]) -> nn.Module:
     Source: the shape that the PEKA paper gives (arXiv 2504.07061): one hidden layer of 512.
     """
     layers: list[nn.Module] = []
-    for i, (a, b) in enumerate(zip(dims, dims[1:])):
+    for i, (a, b) in enumerate(pairwise(dims)):
         layers += [nn.ReLU()] if i else []
         layers.append(nn.Linear(a, b))
     return nn.Sequential(*layers)
@@ -122,7 +122,5 @@ def build_student(model: Model, *, weights: str | None = None, offline: bool = F
 
 def _torch(model: Model, prefix: str) -> dict[str, torch.Tensor]:
     return {
-        k.removeprefix(prefix): torch.from_numpy(np.array(v))
-        for k, v in model.tensors.items()
-        if k.startswith(prefix)
+        k.removeprefix(prefix): torch.from_numpy(np.array(v)) for k, v in model.tensors.items() if k.startswith(prefix)
     }

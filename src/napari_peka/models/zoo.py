@@ -77,7 +77,7 @@ def _from_hub(repo: str, offline: bool) -> Path:
         raise UnknownName(
             f"there is no model {repo!r} here or on the hub (or the hub cannot be reached); give the path of a bundle"
         ) from e
-    except Exception as e:  # noqa: BLE001 - the hub's client raises many kinds for a network that is not there
+    except Exception as e:
         raise EncoderUnavailable(f"the model {repo} cannot be fetched ({type(e).__name__}: {e})") from e
     if paths[0].parent != paths[1].parent:
         raise BundleError(f"the two files of {repo} come from different revisions; fetch it again")

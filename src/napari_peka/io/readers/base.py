@@ -6,11 +6,13 @@ Frame of reference: ``(y, x)`` in whole pixels of one level; level 0 is the fine
 from __future__ import annotations
 
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -67,6 +69,8 @@ class Pool(Generic[T]):
         self._free: list[T] = []
         self._lock = threading.Lock()
         self._closed = False
+        # a slide that nobody closes is closed with its last reference; the list outlives the pool for that
+        weakref.finalize(self, _close_all, self._free)
 
     @contextmanager
     def lend(self) -> Iterator[T]:
@@ -89,14 +93,19 @@ class Pool(Generic[T]):
     def clear(self) -> None:
         """Close the handles that nobody uses; the next loan opens a fresh one."""
         with self._lock:
-            free, self._free = self._free, []
-        for handle in free:
-            handle.close()  # type: ignore[attr-defined]
+            free = list(self._free)
+            self._free.clear()
+        _close_all(free)
 
     def close(self) -> None:
         """Close all handles; those lent are closed when they come back."""
         self._closed = True
         self.clear()
+
+
+def _close_all(handles: list[Any]) -> None:
+    while handles:
+        handles.pop().close()
 
 
 class SegmentCache:
@@ -147,6 +156,8 @@ class Reader(ABC):
         Names of the images beside the slide (label, macro, thumbnail).
     warnings
         What a person should know, a sentence each.
+    surest
+        Whether this reader notices damage that others would pass as pixels; it is then preferred to a faster one.
     """
 
     #: how the reader is called in messages
@@ -160,6 +171,7 @@ class Reader(ABC):
         self.background: tuple[int, int, int] = WHITE
         self.associated: tuple[str, ...] = ()
         self.warnings: list[str] = []
+        self.surest = False
 
     @abstractmethod
     def read(self, level: int, y: int, x: int, h: int, w: int) -> UInt8Array:
@@ -201,7 +213,7 @@ class SegmentedReader(Reader):
         out = np.empty((h, w, 3), np.uint8)
         for row in range(y // sh, (y + h - 1) // sh + 1):
             for col in range(x // sw, (x + w - 1) // sw + 1):
-                tile = self.cache.get((level, row, col), lambda r=row, c=col: self.decode(level, r, c))
+                tile = self.cache.get((level, row, col), partial(self.decode, level, row, col))
                 y0, x0 = max(y, row * sh), max(x, col * sw)
                 y1, x1 = min(y + h, (row + 1) * sh), min(x + w, (col + 1) * sw)
                 part = tile[y0 - row * sh : y1 - row * sh, x0 - col * sw : x1 - col * sw]
@@ -269,13 +281,9 @@ def check_type(dtype: np.dtype[Any], warnings: list[str]) -> None:
     if dtype == np.uint16:
         warnings.append("16-bit pixels: read as their full range, 0 to 65,535")
     elif dtype not in (np.uint8, np.bool_):
-        raise Unsuitable(
-            f"its pixels are {dtype}, not the 8-bit colours of a bright-field scan; export it as RGB"
-        )
+        raise Unsuitable(f"its pixels are {dtype}, not the 8-bit colours of a bright-field scan; export it as RGB")
 
 
 def multichannel(n: int) -> Unsuitable:
     """Return the refusal of an image with `n` channels that are no colours."""
-    return Unsuitable(
-        f"it has {n} separate channels, as fluorescence has; a bright-field (H&E) image in RGB is needed"
-    )
+    return Unsuitable(f"it has {n} separate channels, as fluorescence has; a bright-field (H&E) image in RGB is needed")

@@ -30,6 +30,8 @@ _MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _KNOWN = {_MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _CMYK, _YCBCR}
 #: compressions that are JPEG streams (old-style 6 has its tables elsewhere, NDPI's headers are made up)
 _JPEG = {7, 34892}
+#: with a checksum, which imagecodecs verifies and libtiff (behind OpenSlide) measurably does not
+_CHECKED = {8, 32946, 50000}
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SIDE = ("label", "macro", "thumbnail")
 #: height of the bands by which uncompressed images in one piece are read
@@ -64,7 +66,7 @@ class TiffReader(SegmentedReader):
                 self._describe(tif)
         except (Refused, MemoryError):
             raise
-        except Exception as e:  # noqa: BLE001 - a broken TIFF makes tifffile raise nearly anything
+        except Exception as e:
             raise Refused(f"{type(e).__name__}: {e}") from e
 
     def _describe(self, tif: Any) -> None:
@@ -82,14 +84,11 @@ class TiffReader(SegmentedReader):
         self._side = {name: s.pages[0] for name, s in side.items()}
         self.associated = tuple(self._side)
         self.vendor = next(
-            (
-                v
-                for v in ("svs", "ndpi", "scn", "bif", "philips", "ome", "qpi")
-                if getattr(tif, f"is_{v}", False)
-            ),
+            (v for v in ("svs", "ndpi", "scn", "bif", "philips", "ome", "qpi") if getattr(tif, f"is_{v}", False)),
             "tiff",
         )
         self.level_shapes = [(int(p.imagelength), int(p.imagewidth)) for p in self._pages]
+        self.surest = int(self._pages[0].keyframe.compression) in _CHECKED
         self._check_pages(self.path.stat().st_size)
         self.grids = [self._grid(p) for p in self._pages]
         self.claims = _claims(tif, self._pages[0], tif.series.index(base))
@@ -118,10 +117,10 @@ class TiffReader(SegmentedReader):
         for p in self._pages:
             end = max((o + n for o, n in zip(p.dataoffsets, p.databytecounts)), default=0)
             if end > size:
-                raise Unsuitable(
-                    f"it is truncated: {size:,} bytes long where its contents need {end:,}; copy it again"
-                )
+                raise Unsuitable(f"it is truncated: {size:,} bytes long where its contents need {end:,}; copy it again")
             k = p.keyframe
+            # tifffile looks these up in the file when they are first asked for; it is closed by then
+            _ = k.decode, k.jpegheader, p.jpegtables, k.is_jfif if k.compression in _JPEG else None, k.colormap
             segment = math.prod(k.chunks) * k.dtype.itemsize
             if not p.is_contiguous and segment > MAX_SEGMENT_BYTES:
                 raise Unsuitable(
@@ -153,9 +152,9 @@ class TiffReader(SegmentedReader):
             if any(p is None for p in planes):
                 return np.full((sh, sw, 3), self.background, np.uint8)
             return self._colours(np.concatenate([p for p in planes if p is not None], axis=2), k)
-        raw = self._segment(level, index)
+        segment = self._segment(level, index)
         # a segment of no bytes is the format's way to say that nothing was scanned there
-        return np.full((sh, sw, 3), self.background, np.uint8) if raw is None else self._colours(raw, k)
+        return np.full((sh, sw, 3), self.background, np.uint8) if segment is None else self._colours(segment, k)
 
     def _rows(self, page: Any, start: int, n: int) -> np.ndarray[Any, Any]:
         k = page.keyframe
@@ -223,9 +222,7 @@ class TiffReader(SegmentedReader):
             front = 255 - front
         if colours == 1:
             front = np.repeat(front, 3, axis=2)
-        elif k.photometric == _CMYK or (
-            k.photometric == _YCBCR and k.compression not in (6, 7, 34892, 33003, 33007)
-        ):
+        elif k.photometric == _CMYK or (k.photometric == _YCBCR and k.compression not in (6, 7, 34892, 33003, 33007)):
             from PIL import Image
 
             mode = "CMYK" if k.photometric == _CMYK else "YCbCr"
@@ -278,9 +275,7 @@ def _claims(tif: Any, page: Any, index: int) -> list[Claim]:
 
         if hit := search(r"MPP\s*=\s*([0-9.]+)", page.description or ""):
             claims.append(Claim((float(hit[1]), float(hit[1])), "aperio description"))
-    per_um = {2: 25_400.0, 3: 10_000.0}.get(
-        int(page.keyframe.resolutionunit or 1)
-    )  # 1: no unit, so no meaning
+    per_um = {2: 25_400.0, 3: 10_000.0}.get(int(page.keyframe.resolutionunit or 1))  # 1: no unit, so no meaning
     tags = [page.keyframe.tags.get(n) for n in ("YResolution", "XResolution")]
     if per_um and all(tags):
         values = [t.value[0] / t.value[1] if t.value[1] else 0.0 for t in tags]

@@ -1,0 +1,347 @@
+"""The only place that speaks napari layers: slides and maps as layers, the reader and the sample data.
+
+Frames of reference: napari's ``translate`` is the *centre* of the first pixel, ours are edges (the first level-0 pixel
+covers 0 to 1). A slide layer has no translation, so its world position is ``(level-0 position - 0.5) * mpp`` in µm,
+(y, x), and a map is placed by the same rule. A slide of unknown resolution lies in pixels: mpp counts as 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_peka.core.errors import PekaError, RegionError, UnknownName
+from napari_peka.core.geometry import Block, Rect
+from napari_peka.io.figure import COLORMAP, contrast_limits
+
+if TYPE_CHECKING:
+    from napari_peka.io.slide import Slide
+    from napari_peka.io.store import Prediction
+
+LayerTuple = tuple[Any, dict[str, Any], str]
+
+#: our entry in a layer's metadata
+KEY = "napari_peka"
+UM = ("µm", "µm")
+OPACITY = 0.6
+SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif", ".svslide", ".ome.tif", ".ome.tiff", ".ome.zarr")
+RESULT_ENDING = ".peka.zarr"
+#: where the viewer's picture of a slide cannot be decoded: grey, so that nobody takes it for glass or tissue
+UNDECODED = 128
+#: a tif without pyramid is taken for a slide from this longer side on, px
+_SLIDE_PX = 4096
+#: points by which an ellipse is drawn as a polygon; its area is then 0.2 % short
+_ELLIPSE_POINTS = 64
+
+
+class ViewLevel:
+    """A level of a slide for the viewer: what cannot be decoded is grey instead of an error while panning."""
+
+    def __init__(self, level: Any) -> None:
+        self._level = level
+        self.shape, self.dtype, self.ndim, self.size = level.shape, level.dtype, level.ndim, level.size
+        self.nbytes = level.nbytes
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, key: Any) -> npt.NDArray[np.uint8]:
+        try:
+            return np.asarray(self._level[key])
+        except PekaError:
+            shape = np.broadcast_to(np.uint8(0), self.shape)[key].shape
+            return np.full(shape, UNDECODED, np.uint8)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.asarray(self[:, :], dtype)
+
+
+def slide_layer(slide: Slide) -> LayerTuple:
+    """Return a slide as a lazy layer, in µm when its resolution is known and in pixels when not."""
+    levels = [ViewLevel(level) for level in slide.pyramid]
+    many = len(levels) > 1
+    settings = {
+        "name": slide.name,
+        "rgb": True,
+        "multiscale": many,
+        "metadata": {KEY: {"path": slide.path, "slide": slide}},
+        **_slide_place(slide),
+    }
+    return (levels if many else levels[0]), settings, "image"
+
+
+def heatmap_layer(prediction: Prediction, gene: str) -> LayerTuple:
+    """Return the map of `gene` as one layer with a pixel a tile, lying on the slide in µm.
+
+    Raises
+    ------
+    UnknownName
+        If the model does not know the gene.
+    """
+    raster = prediction.raster(gene)
+    name = prediction.genes[prediction.head.index(gene)]
+    mpp = np.array(prediction.tiles.slide_mpp)
+    step = np.array(raster.scale_yx)
+    settings = {
+        "name": _title(prediction, name),
+        "scale": tuple((step * mpp).tolist()),
+        "translate": tuple(((np.array(raster.origin_yx) + step / 2 - 0.5) * mpp).tolist()),
+        "units": UM,
+        "rgb": False,
+        "multiscale": False,
+        "colormap": COLORMAP,
+        "contrast_limits": contrast_limits(raster.data),
+        "blending": "translucent",
+        "opacity": OPACITY,
+        "interpolation2d": "nearest",
+        "metadata": {KEY: {"prediction": prediction, "gene": name, "path": prediction.path}},
+    }
+    return raster.data, settings, "image"
+
+
+def update_heatmap(layer: Any, prediction: Prediction, gene: str) -> None:
+    """Show another gene (or prediction of the same tiles) in a map's layer, in place."""
+    raster = prediction.raster(gene)
+    name = prediction.genes[prediction.head.index(gene)]
+    layer.data = raster.data
+    layer.metadata[KEY] = {"prediction": prediction, "gene": name, "path": prediction.path}
+    layer.name = _title(prediction, name)
+    fit_contrast(layer)
+
+
+def fill_blocks(layer: Any, blocks: Sequence[Block]) -> None:
+    """Write newly finished blocks of a growing prediction into its map's layer: cheap at any number of tiles."""
+    prediction, gene = prediction_of(layer), gene_of(layer)
+    if prediction is None or gene is None or not blocks:
+        return
+    grid = prediction.tiles.grid_yx
+    assert grid is not None
+    first = grid.min(0)
+    for block in blocks:
+        rows = slice(block.start, block.stop)
+        at = grid[rows] - first
+        layer.data[at[:, 0], at[:, 1]] = prediction.head.values(prediction.embeddings[rows], gene)
+    fit_contrast(layer)
+    layer.refresh()
+
+
+def fit_contrast(layer: Any) -> None:
+    """Spread the colours over the values that are there."""
+    low, high = contrast_limits(layer.data)
+    finite = layer.data[np.isfinite(layer.data)]
+    reach = (min(low, float(finite.min())), max(high, float(finite.max()))) if len(finite) else (low, high)
+    layer.contrast_limits_range = reach
+    layer.contrast_limits = (low, high)
+
+
+def show_colour_bar(layer: Any) -> None:
+    """Show a map's colour bar, titled by the layer's name: gene and unit."""
+    layer.colorbar.visible = True
+    layer.name_overlay.position = layer.colorbar.position
+    layer.name_overlay.visible = True
+
+
+def set_resolution(layer: Any, slide: Slide) -> None:
+    """Make an image layer the layer of `slide` and bring it from pixels to µm (or to another mpp)."""
+    layer.metadata[KEY] = {"path": slide.path, "slide": slide}
+    for name, value in _slide_place(slide).items():
+        setattr(layer, name, value)
+
+
+def rescale(layer: Any, factor_yx: npt.NDArray[np.float64]) -> None:
+    """Scale a layer drawn on a slide by what the slide was scaled, so that it stays where it was drawn."""
+    lead = layer.ndim - 2
+    factor = np.concatenate([np.ones(lead), factor_yx])
+    layer.scale, layer.translate = np.array(layer.scale) * factor, np.array(layer.translate) * factor
+    layer.units = (*layer.units[:lead], *UM)
+
+
+def _slide_place(slide: Slide) -> dict[str, Any]:
+    if slide.resolution is None:
+        return {"scale": (1.0, 1.0), "translate": (0.0, 0.0), "units": ("pixel", "pixel")}
+    return {"scale": slide.resolution.mpp, "translate": (0.0, 0.0), "units": UM}
+
+
+def _title(prediction: Prediction, gene: str) -> str:
+    return f"{gene} ({prediction.unit})"
+
+
+# -- what a layer is ---------------------------------------------------------------------------------------------
+
+
+def slide_of(layer: Any) -> Slide | None:
+    """Return the slide of a layer, or None."""
+    found: Slide | None = _ours(layer).get("slide")
+    return found
+
+
+def prediction_of(layer: Any) -> Prediction | None:
+    """Return the prediction of a map's layer, or None."""
+    found: Prediction | None = _ours(layer).get("prediction")
+    return found
+
+
+def gene_of(layer: Any) -> str | None:
+    """Return the gene that a map's layer shows, or None."""
+    found: str | None = _ours(layer).get("gene")
+    return found
+
+
+def image_path(layer: Any) -> Path | None:
+    """Return the file of a layer that may be a slide: ours, or any RGB image that was opened from a file."""
+    if slide := slide_of(layer):
+        return slide.path
+    path = getattr(getattr(layer, "source", None), "path", None)
+    return Path(path) if path and getattr(layer, "rgb", False) else None
+
+
+def _ours(layer: Any) -> dict[str, Any]:
+    entry = layer.metadata.get(KEY) if layer is not None else None
+    return entry if isinstance(entry, dict) else {}
+
+
+# -- regions and views -------------------------------------------------------------------------------------------
+
+
+def region_of(shapes: Any, slide: Any) -> Any:
+    """Return the union of the areas drawn in a Shapes layer as a shapely geometry in level-0 pixels, x first.
+
+    Parameters
+    ----------
+    shapes
+        A Shapes layer; polygons, rectangles and ellipses count, lines and paths have no area.
+    slide
+        The slide's layer, by whose transform the shapes are placed.
+
+    Raises
+    ------
+    RegionError
+        If nothing with an area is drawn.
+    """
+    import shapely
+
+    areas = []
+    for vertices, kind in zip(shapes.data, shapes.shape_type):
+        if kind not in ("polygon", "rectangle", "ellipse"):
+            continue
+        corners = np.asarray(vertices, float)
+        points = _ellipse(corners) if kind == "ellipse" else corners
+        world = np.array([shapes.data_to_world(p) for p in points])[:, -2:]
+        yx = np.array([slide.world_to_data(p)[:2] for p in world]) + 0.5
+        areas.append(shapely.make_valid(shapely.Polygon(yx[:, ::-1])))
+    region = shapely.union_all(areas) if areas else None
+    if region is None or not region.area > 0:
+        raise RegionError(
+            f"there is no area in the layer {shapes.name!r}; draw a polygon, rectangle or ellipse, or choose the whole slide"
+        )
+    return region
+
+
+def _ellipse(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return an ellipse, given as napari does by the corners of its box, as a polygon."""
+    centre = corners.mean(0)
+    a, b = (corners[1] - corners[0]) / 2, (corners[3] - corners[0]) / 2
+    t = np.linspace(0, 2 * np.pi, _ELLIPSE_POINTS, endpoint=False)[:, None]
+    return np.asarray(centre + np.cos(t) * a + np.sin(t) * b)
+
+
+def visible_rect(viewer: Any, layer: Any) -> Rect | None:
+    """Return the part of a slide that the viewer shows, in level-0 pixels; None when it shows all or nothing."""
+    height, width = (layer.data[0] if layer.multiscale else layer.data).shape[:2]
+    try:
+        canvas = np.array(viewer.canvas.size, float)
+    except (AttributeError, TypeError):
+        return None
+    centre, zoom = np.array(viewer.camera.center[-2:], float), float(viewer.camera.zoom)
+    if zoom <= 0 or not canvas.all():
+        return None
+    half = canvas / zoom / 2
+    low, high = (np.array(layer.world_to_data(centre + s * half)[:2]) + 0.5 for s in (-1, 1))
+    low, high = np.maximum(low, 0), np.minimum(high, (height, width))
+    if (high <= low).any() or (high - low >= 0.999 * np.array((height, width))).all():
+        return None
+    return Rect(float(low[0]), float(low[1]), float(high[0] - low[0]), float(high[1] - low[1]))
+
+
+# -- hooks of the manifest ---------------------------------------------------------------------------------------
+
+
+def get_reader(path: str | Sequence[str]) -> Callable[[Any], list[LayerTuple]] | None:
+    """Return a reader for slides and predicted maps, or None for anything else; nothing is decoded."""
+    paths = [path] if isinstance(path, (str, Path)) else list(path)
+    if not paths or not all(_is_ours(Path(p)) for p in paths):
+        return None
+    return read_layers
+
+
+def read_layers(path: str | Sequence[str]) -> list[LayerTuple]:
+    """Open slides and predicted maps; an error is one sentence in the viewer, never a traceback."""
+    from napari_peka.io.slide import open_slide
+    from napari_peka.io.store import read_prediction
+
+    layers: list[LayerTuple] = []
+    for one in [path] if isinstance(path, (str, Path)) else path:
+        try:
+            if Path(one).name.lower().endswith(RESULT_ENDING):
+                prediction = read_prediction(one)
+                layers.append(heatmap_layer(prediction, best_gene(prediction)))
+            else:
+                slide = open_slide(one)
+                layers.append(slide_layer(slide))
+                _say(f"{slide.path.name}: {w}" for w in slide.warnings)
+        except PekaError as e:
+            _say([str(e)], error=True)
+    return layers or [(None,)]  # type: ignore[list-item] # npe2's word for "read, and nothing to show"
+
+
+def sample_slide_data() -> list[LayerTuple]:
+    """Return the embedded slide."""
+    from napari_peka.io.sample import sample_slide
+    from napari_peka.io.slide import open_slide
+
+    return [slide_layer(open_slide(sample_slide()))]
+
+
+def best_gene(prediction: Prediction, wish: Iterable[str] = ("ERBB2",)) -> str:
+    """Return the first known gene of `wish`, or else the one with the highest held-out correlation."""
+    for gene in wish:
+        try:
+            return prediction.genes[prediction.head.index(gene)]
+        except UnknownName:
+            continue
+    pcc = prediction.head.pcc
+    if pcc is None or not np.isfinite(pcc).any():
+        return prediction.genes[0]
+    return prediction.genes[int(np.nanargmax(pcc))]
+
+
+def _say(sentences: Iterable[str], error: bool = False) -> None:
+    from napari.utils.notifications import show_error, show_warning
+
+    for sentence in sentences:
+        (show_error if error else show_warning)(sentence)
+
+
+def _is_ours(path: Path) -> bool:
+    name = path.name.lower()
+    if name.endswith((*SLIDE_ENDINGS, RESULT_ENDING)):
+        return True
+    return name.endswith((".tif", ".tiff")) and _tif_is_slide(path)
+
+
+def _tif_is_slide(path: Path) -> bool:
+    """Whether a tif looks like a scan: 8-bit colour in tiles, with a pyramid or very large. Reads one header."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[0]
+            colour = page.samplesperpixel in (3, 4) and page.bitspersample == 8  # type: ignore[union-attr]
+            large = max(page.imagelength, page.imagewidth) >= _SLIDE_PX  # type: ignore[union-attr]
+            return bool(colour and page.is_tiled and (large or len(file.pages) > 2))  # type: ignore[union-attr]
+    except (OSError, ValueError, IndexError, tifffile.TiffFileError):
+        return False

@@ -1,0 +1,292 @@
+"""One widget for any long job: run, cancel, progress, one status line, one error line.
+
+The job is a plain function in a plain thread; the window asks ten times a second how far it is. Nothing is pushed from
+the thread into Qt, so there is nothing to flood, to lose or to outlive the window.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from qtpy.QtCore import QTimer, Signal
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
+
+from napari_peka.core.errors import PekaError
+from napari_peka.core.progress import Cancelled, JobProgress, human_time
+
+#: ms between two looks at the job: ten a second is smooth to the eye and costs nothing
+TICK_MS = 100
+#: s that a closing window waits for its job; a block of tiles on a slow CPU is done by then
+LEAVE_S = 10.0
+_MAX = 1000
+
+Job = Callable[[JobProgress], Any]
+
+
+def sentence(error: BaseException) -> str:
+    """Return an error as one line a person can read."""
+    if isinstance(error, PekaError):
+        return str(error)
+    return f"unexpected: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+class _Work:
+    """A job in its thread, and how it ended. Every exception is kept: none can vanish in a thread."""
+
+    def __init__(self, job: Job) -> None:
+        self.progress = JobProgress()
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self._job = job
+        self.thread = threading.Thread(target=self._run, name="peka-job", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self.result = self._job(self.progress)
+        except BaseException as e:  # noqa: BLE001 - told to the person by the panel
+            self.error = e
+
+    def leave(self) -> None:
+        """Stop the job and wait for it."""
+        self.progress.cancel()
+        self.thread.join(LEAVE_S)
+
+
+class RunPanel(QWidget):
+    """Runs one job at a time and shows how far it is.
+
+    Parameters
+    ----------
+    title
+        What the job is, in the words of the button, such as ``"Predict"``.
+
+    Attributes
+    ----------
+    asked
+        Emitted when a person presses the run button; answer with :meth:`start`, or :meth:`fail`.
+    ticked
+        Emitted in the GUI thread at most ten times a second while the job runs, and once when it has ended.
+    succeeded
+        Emitted with the job's result.
+    stopped
+        Emitted when the job was cancelled.
+    failed
+        Emitted with the sentence that is shown.
+    """
+
+    asked = Signal()
+    ticked = Signal()
+    succeeded = Signal(object)
+    stopped = Signal()
+    failed = Signal(str)
+
+    def __init__(self, title: str, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.title = title
+        self._work: _Work | None = None
+        self._mirrors: list[_Mirror] = []
+        self.run_button = QPushButton(title)
+        self.cancel_button = QPushButton("Cancel")
+        self.cancel_button.setToolTip("Stop after the block in work; what is finished is kept")
+        self.bar = QProgressBar()
+        self.bar.setTextVisible(False)
+        self.status = _line("")
+        self.error = _line("color: #d9534f;")
+        self.error.setAccessibleName("error")
+        buttons = QHBoxLayout()
+        buttons.addWidget(self.run_button)
+        buttons.addWidget(self.cancel_button)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addLayout(buttons)
+        for widget in (self.bar, self.status, self.error):
+            column.addWidget(widget)
+        self._timer = QTimer(self)
+        self._timer.setInterval(TICK_MS)
+        self._timer.timeout.connect(self._tick)
+        self.run_button.clicked.connect(self._ask)
+        self.cancel_button.clicked.connect(self.cancel)
+        self._idle()
+
+    @property
+    def running(self) -> bool:
+        """Whether a job runs."""
+        return self._work is not None
+
+    def start(self, job: Job) -> None:
+        """Run ``job(progress)`` in a thread; nothing happens while another one runs."""
+        if self._work is not None:
+            return
+        work = self._work = _Work(job)
+        # not a bound method: it must work while this widget is being destroyed
+        self.destroyed.connect(lambda *_: work.leave())
+        self._mirrors = [m for m in (_activity(self.title), _task(self.title, work)) if m]
+        self.error.hide()
+        self.status.setText("starting")
+        self.run_button.setEnabled(False)
+        self.cancel_button.setEnabled(True)
+        self.bar.setRange(0, 0)
+        self.bar.show()
+        work.thread.start()
+        self._timer.start()
+
+    def cancel(self) -> None:
+        """Ask the job to stop; returns at once."""
+        if self._work is not None:
+            self._work.progress.cancel()
+            self.cancel_button.setEnabled(False)
+            self.status.setText("stopping after the block in work")
+
+    def leave(self) -> None:
+        """Stop the job and wait for it: for a window that closes."""
+        if self._work is not None:
+            self._work.leave()
+            self._end()
+
+    def fail(self, error: BaseException | str) -> None:
+        """Show an error as one sentence."""
+        text = error if isinstance(error, str) else sentence(error)
+        self.error.setText(text)
+        self.error.show()
+        self.failed.emit(text)
+
+    def _ask(self) -> None:
+        self.error.hide()
+        self.asked.emit()
+
+    def _tick(self) -> None:
+        work = self._work
+        if work is None:
+            return
+        if not work.thread.is_alive():
+            self._finish()
+            return
+        now = work.progress.snapshot()
+        if now.stage and not work.progress.cancelled:
+            self.status.setText(now.text if now.total else now.stage)
+        fraction = now.done / now.total if now.total else None
+        self.bar.setRange(0, _MAX if fraction is not None else 0)
+        if fraction is not None:
+            self.bar.setValue(round(fraction * _MAX))
+        for mirror in self._mirrors:
+            mirror.show(fraction, self.status.text())
+        self.ticked.emit()
+
+    def _finish(self) -> None:
+        work = self._end()
+        self.ticked.emit()
+        if work.error is None:
+            self.status.setText("; ".join(work.progress.notes) or "done")
+            self.succeeded.emit(work.result)
+        elif isinstance(work.error, Cancelled):
+            self.status.setText("cancelled")
+            self.stopped.emit()
+        else:
+            self.status.setText("")
+            self.fail(work.error)
+
+    def _end(self) -> _Work:
+        work, self._work = self._work, None
+        assert work is not None
+        self._timer.stop()
+        for mirror in self._mirrors:
+            mirror.close(work.error)
+        self._mirrors = []
+        self._idle()
+        return work
+
+    def _idle(self) -> None:
+        self.run_button.setEnabled(True)
+        self.cancel_button.setEnabled(False)
+        self.bar.hide()
+        self.error.setVisible(bool(self.error.text()) and not self.error.isHidden())
+
+    def closeEvent(self, event: Any) -> None:  # noqa: N802 - Qt's name
+        """Stop the job when the panel is closed."""
+        self.leave()
+        super().closeEvent(event)
+
+
+def run_summary(tiles: int, seconds: float, resumed: int) -> str:
+    """Return what a finished prediction took, in one line."""
+    text = f"done: {tiles} tiles in {human_time(seconds)}"
+    return f"{text}, {resumed} of them from before" if resumed else text
+
+
+def _line(style: str) -> QLabel:
+    label = QLabel()
+    label.setWordWrap(True)
+    label.setStyleSheet(style)
+    return label
+
+
+class _Mirror:
+    """Where else a job's progress is shown."""
+
+    def show(self, fraction: float | None, text: str) -> None:
+        """Follow the job."""
+
+    def close(self, error: BaseException | None) -> None:
+        """The job has ended."""
+
+
+class _Activity(_Mirror):
+    """napari's activity dock."""
+
+    def __init__(self, title: str) -> None:
+        from napari.utils import progress
+
+        self._bar = progress(total=_MAX, desc=title)
+
+    def show(self, fraction: float | None, text: str) -> None:
+        """Move the bar."""
+        step = round((fraction or 0.0) * _MAX) - self._bar.n
+        if step:
+            self._bar.update(step)
+
+    def close(self, error: BaseException | None) -> None:
+        """Take the bar away."""
+        self._bar.close()
+
+
+class _Task(_Mirror):
+    """napari's task manager, which asks before a window with a running job is closed, and then stops the job."""
+
+    def __init__(self, title: str, work: _Work, window: Any) -> None:
+        from napari.utils.task_status import Status
+
+        self._status, self._window = Status, window
+
+        def stop() -> bool:
+            work.leave()
+            return True
+
+        self._id = window._register_task_status("napari-peka", Status.BUSY, title, cancel_callback=stop)
+
+    def close(self, error: BaseException | None) -> None:
+        """Say how the job ended."""
+        end = self._status.COMPLETED if error is None else self._status.FAILED
+        if isinstance(error, Cancelled):
+            end = self._status.CANCELLED
+        self._window._update_task_status(self._id, end)
+
+
+def _window() -> Any:
+    from napari import current_viewer
+
+    viewer = current_viewer()
+    return getattr(viewer, "window", None)
+
+
+def _activity(title: str) -> _Mirror | None:
+    return _Activity(title) if _window() is not None else None
+
+
+def _task(title: str, work: _Work) -> _Mirror | None:
+    window = _window()
+    # napari 0.9 has these two as private names only; without them a closing window does not ask
+    if window is None or not hasattr(window, "_register_task_status"):
+        return None
+    return _Task(title, work, window)

@@ -1,0 +1,27 @@
+"""The one folder for model bundles and encoder weights; many people may share it read-only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+ENVIRONMENT = "NAPARI_PEKA_MODELS"
+ENCODERS_FOLDER = "encoders"
+
+
+def models_folder(setting: str | Path | None = None) -> Path:
+    """Return the models folder: `setting`, or ``$NAPARI_PEKA_MODELS``, or the platform's data folder.
+
+    It need not exist and is never created here: looking something up must not need the right to write.
+    """
+    said = setting or os.environ.get(ENVIRONMENT)
+    if said:
+        return Path(said).expanduser()
+    return platformdirs.user_data_path("napari-peka", appauthor=False) / "models"
+
+
+def encoder_folder(name: str, setting: str | Path | None = None) -> Path:
+    """Return the folder of one encoder's weights inside the models folder."""
+    return models_folder(setting) / ENCODERS_FOLDER / name.replace("/", "-").replace(":", "-")

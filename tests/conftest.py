@@ -1,0 +1,99 @@
+"""Fixtures that several tests share: real data where it is there, a small slide, a tiny model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+GENES = ("ERBB2", "KRT8", "COL1A1", "MKI67", "CD3E")
+
+
+@pytest.fixture(autouse=True)
+def _own_models_folder(tmp_path_factory, monkeypatch):
+    """No test sees the models of whoever runs it, and none reaches a hub."""
+    monkeypatch.setenv("NAPARI_PEKA_MODELS", str(tmp_path_factory.getbasetemp() / "models"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real slides and sections, which a clone alone does not have."""
+    folder = Path(os.environ.get("NAPARI_PEKA_DATA", REPO.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"the real data are not at {folder}; set NAPARI_PEKA_DATA to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample() -> Path:
+    """The embedded slide."""
+    from napari_peka.io.sample import sample_slide
+
+    return sample_slide()
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(tmp_path_factory) -> Path:
+    """A bundle on the tiny random encoder, with five genes."""
+    from napari_peka.models.bundle import BundleSpec, save_bundle
+    from napari_peka.models.registry import encoder_card
+
+    card = encoder_card("tiny-random")
+    rng = np.random.default_rng(0)
+    spec = BundleSpec(
+        schema=1,
+        name="tiny",
+        encoder={"name": card.name},
+        preprocessing={"tile_px": card.px, "mpp": 1.0, "mean": card.mean, "std": card.std},
+        head={
+            "n_dims": card.dim,
+            "genes": list(GENES),
+            "unit": "log1p CP10K",
+            "pcc": [0.6, 0.35, 0.2, 0.05, None],
+            "pcc_split": "none: random weights",
+        },
+    )
+    weights = rng.normal(size=(card.dim, len(GENES))).astype(np.float32)
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    save_bundle(folder, spec, {"head.weights": weights, "head.bias": np.zeros(len(GENES), np.float32)})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(bundle_folder):
+    """The model of :func:`bundle_folder`."""
+    from napari_peka.models.bundle import read_bundle
+
+    return read_bundle(bundle_folder)
+
+
+@pytest.fixture(scope="session")
+def tissue_tiff(tmp_path_factory) -> Path:
+    """A tiled pyramid of 3000 x 4000 px at 0.5 µm/px: pink tissue with structure on white glass."""
+    import tifffile
+
+    rng = np.random.default_rng(1)
+    image = np.full((3000, 4000, 3), 244, np.uint8)
+    y, x = np.mgrid[:3000, :4000]
+    inside = ((y - 1500) / 1200) ** 2 + ((x - 2000) / 1700) ** 2 < 1
+    texture = rng.integers(-25, 25, (3000, 4000, 1))
+    tissue = np.array([205, 140, 185]) + texture + (40 * np.sin(x / 90) * np.cos(y / 70))[..., None]
+    image[inside] = np.clip(tissue, 0, 255).astype(np.uint8)[inside]
+    path = tmp_path_factory.mktemp("slides") / "tissue.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for level in (1, 4):
+            writer.write(
+                np.ascontiguousarray(image[::level, ::level]),
+                tile=(256, 256),
+                photometric="rgb",
+                compression="zlib",
+                resolution=(20000 / level, 20000 / level),
+                resolutionunit="CENTIMETER",
+                subfiletype=int(level > 1),
+                metadata=None,
+            )
+    return path

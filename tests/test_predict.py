@@ -1,0 +1,265 @@
+"""The walk from slide to map: values, resume after any interruption, unreadable tiles, refusals to mix."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import anndata
+import numpy as np
+import pytest
+import shapely
+
+import napari_peka as peka
+from napari_peka.core.errors import NoTissue, OutputMismatch, RegionError, StoreError, Undecodable, UnknownName
+from napari_peka.core.progress import Cancelled, JobProgress
+
+CONFIG = peka.PredictConfig(device="cpu", precision="fp32", batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def slide(tissue_tiff):
+    with peka.open_slide(tissue_tiff) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def whole(slide, tiny_model, tmp_path_factory):
+    """An uninterrupted prediction."""
+    return peka.predict(slide, tiny_model, output=tmp_path_factory.mktemp("whole") / "a.peka.zarr", config=CONFIG)
+
+
+def same(a, b):
+    np.testing.assert_array_equal(a.embeddings, b.embeddings)
+    np.testing.assert_array_equal(a.tiles.centre_yx, b.tiles.centre_yx)
+    for gene in a.genes:
+        np.testing.assert_array_equal(a.values(gene), b.values(gene))
+
+
+def test_the_result_is_an_anndata_that_says_what_made_it(whole, slide):
+    adata = anndata.read_zarr(whole.path)
+    assert adata.obsm["X_peka"].dtype == np.float16
+    assert adata.obsm["X_peka"].shape == (len(whole.tiles), 192) or adata.obsm["X_peka"].shape[0] == len(whole.tiles)
+    assert {"row", "col", "block", "read_ok"} <= set(adata.obs)
+    assert adata.uns["napari_peka"]["unit"] == "log1p CP10K"
+    assert adata.uns["napari_peka"]["slide"]["fingerprint"] == slide.fingerprint
+    # the first tile's centre in level-0 px, (x, y): its grid position times the tile's 32 or 224 µm at 0.5 µm/px
+    side = whole.tiles.size0_yx
+    want = (adata.obs[["col", "row"]].to_numpy() + 0.5) * [side[1], side[0]]
+    np.testing.assert_allclose(adata.obsm["spatial"], want)
+    values = adata.obsm["X_peka"].astype(np.float32) @ adata.varm["peka_weights"].T + adata.var["bias"].to_numpy()
+    np.testing.assert_allclose(values[:, 0], whole.values("ERBB2"), rtol=1e-4, atol=1e-3)
+
+
+def test_read_back_it_is_the_same(whole):
+    same(whole, peka.read_prediction(whole.path))
+
+
+def test_values_do_not_depend_on_the_order_of_work(whole, slide, tiny_model):
+    from napari_peka.core.geometry import Rect
+
+    other = peka.predict(
+        slide, tiny_model, config=CONFIG, on_start=lambda _, schedule: schedule.prefer(Rect(1500, 2000, 900, 900))
+    )
+    assert other.path is None
+    same(whole, other)
+
+
+def test_to_anndata_holds_the_asked_genes(whole):
+    adata = whole.to_anndata(["krt8", "ERBB2"])
+    assert list(adata.var_names) == ["KRT8", "ERBB2"]
+    np.testing.assert_allclose(adata.X[:, 1], whole.values("ERBB2"))
+
+
+def test_an_unknown_gene_offers_near_names(whole):
+    with pytest.raises(UnknownName, match="did you mean ERBB2"):
+        whole.values("ERB2")
+
+
+class StopAfter(JobProgress):
+    def __init__(self, n):
+        super().__init__()
+        self.left = n
+
+    def changed(self):
+        if self.snapshot().stage == "predicting" and self.snapshot().done >= self.left:
+            self.cancel()
+
+
+def test_cancel_keeps_what_is_done_and_the_same_call_resumes(whole, slide, tiny_model, tmp_path):
+    out = tmp_path / "a.peka.zarr"
+    with pytest.raises(Cancelled):
+        peka.predict(slide, tiny_model, output=out, config=CONFIG, progress=StopAfter(30))
+    assert not out.exists()
+    with pytest.raises(StoreError, match="not finished"):
+        peka.read_prediction(out)
+    again = peka.predict(slide, tiny_model, output=out, config=CONFIG)
+    assert again.record["run"]["resumed_tiles"] >= 30
+    same(whole, again)
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")) == ["a.peka.zarr"]
+
+
+def test_a_finished_result_is_returned_at_once(slide, tiny_model, tmp_path, whole):
+    out = tmp_path / "a.peka.zarr"
+    peka.predict(slide, tiny_model, output=out, config=CONFIG)
+    again = peka.predict(slide, tiny_model, output=out, config=CONFIG)
+    assert again.record["run"]["resumed_tiles"] == len(again.tiles)
+    same(whole, again)
+
+
+def test_another_setting_never_mixes(slide, tiny_model, tmp_path):
+    out = tmp_path / "a.peka.zarr"
+    with pytest.raises(Cancelled):
+        peka.predict(slide, tiny_model, output=out, config=CONFIG, progress=StopAfter(30))
+    region = shapely.box(1000, 1000, 2500, 2000)
+    with pytest.raises(OutputMismatch, match="region or tissue"):
+        peka.predict(slide, tiny_model, output=out, region=region, config=CONFIG)
+    done = peka.predict(slide, tiny_model, output=out, region=region, config=CONFIG, overwrite=True)
+    assert done.record["run"]["resumed_tiles"] == 0
+    with pytest.raises(OutputMismatch, match="belongs to another run"):
+        peka.predict(slide, tiny_model, output=out, config=CONFIG)
+
+
+def test_a_foreign_folder_is_not_overwritten_silently(slide, tiny_model, tmp_path):
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / "precious.txt").write_text("mine")
+    with pytest.raises(StoreError, match="not a napari-peka result"):
+        peka.predict(slide, tiny_model, output=tmp_path / "a.zarr", config=CONFIG)
+    assert (tmp_path / "a.zarr" / "precious.txt").read_text() == "mine"
+
+
+def test_a_damaged_block_is_done_again(whole, slide, tiny_model, tmp_path):
+    out = tmp_path / "a.peka.zarr"
+    with pytest.raises(Cancelled):
+        peka.predict(slide, tiny_model, output=out, config=CONFIG, progress=StopAfter(30))
+    some = sorted((tmp_path / "a.peka.zarr.partial" / "blocks").iterdir())
+    some[0].write_bytes(some[0].read_bytes()[:-7])
+    same(whole, peka.predict(slide, tiny_model, output=out, config=CONFIG))
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_resumes(whole, slide, tiny_model, tmp_path, monkeypatch):
+    out = tmp_path / "a.peka.zarr"
+    real, count = os.fsync, iter(range(1000))
+
+    def full(fd):
+        if next(count) >= 4:
+            raise OSError(28, "No space left on device")
+        real(fd)
+
+    with monkeypatch.context() as m:
+        m.setattr(os, "fsync", full)
+        with pytest.raises(StoreError, match="disk is full"):
+            peka.predict(slide, tiny_model, output=out, config=CONFIG)
+    assert not out.exists()
+    same(whole, peka.predict(slide, tiny_model, output=out, config=CONFIG))
+
+
+def test_two_runs_never_write_the_same_result(slide, tiny_model, tmp_path):
+    from filelock import FileLock
+
+    out = tmp_path / "a.peka.zarr"
+    with FileLock(tmp_path / ".a.peka.zarr.lock"), pytest.raises(StoreError, match="another run"):
+        peka.predict(slide, tiny_model, output=out, config=CONFIG)
+
+
+class Scratched:
+    """A slide of which a rectangle cannot be decoded."""
+
+    def __init__(self, slide, y, x, h, w):
+        self._slide, self._bad = slide, (y, x, y + h, x + w)
+
+    def __getattr__(self, name):
+        return getattr(self._slide, name)
+
+    def read_block(self, rect, mpp=None):
+        y0, x0, y1, x1 = self._bad
+        if rect.y < y1 and y0 < rect.y1 and rect.x < x1 and x0 < rect.x1:
+            raise Undecodable("scratched")
+        return self._slide.read_block(rect, mpp)
+
+
+def test_unreadable_tiles_are_nan_and_counted_never_white(whole, slide, tiny_model, tmp_path):
+    progress = JobProgress()
+    bad = peka.predict(
+        Scratched(slide, 1400, 2000, 200, 300), tiny_model, output=tmp_path / "a.zarr", config=CONFIG, progress=progress
+    )
+    assert 0 < bad.n_unreadable < len(bad.tiles)
+    assert np.isnan(bad.values("ERBB2")[~bad.read_ok]).all()
+    ok = bad.read_ok
+    # tiles of a partly readable block are read one by one: the same pixels to rounding, so the same values nearly
+    np.testing.assert_allclose(bad.values("ERBB2")[ok], whole.values("ERBB2")[ok], atol=0.15)
+    back = peka.read_prediction(tmp_path / "a.zarr")
+    assert back.n_unreadable == bad.n_unreadable
+    assert any("could not be decoded" in n for n in progress.notes)
+
+
+def test_no_tissue_and_a_region_off_the_slide_are_said(slide, tiny_model, tmp_path):
+    with pytest.raises(NoTissue, match="no tissue"):
+        peka.predict(slide, tiny_model, region=shapely.box(0, 0, 200, 200), config=CONFIG)
+    with pytest.raises(RegionError, match="outside"):
+        peka.predict(slide, tiny_model, region=shapely.box(90000, 90000, 90100, 90100), config=CONFIG)
+
+
+def test_running_out_of_memory_halves_the_batch_and_goes_on(slide, tiny_model, whole):
+    import torch
+
+    from napari_peka.models.student import build_student
+
+    student = build_student(tiny_model)
+    seen = []
+
+    def hook(_module, args):
+        seen.append(len(args[0]))
+        if len(args[0]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+
+    student.register_forward_pre_hook(hook)
+    done = peka.predict(slide, tiny_model, student=student, config=CONFIG)
+    assert seen[0] > 3
+    assert max(seen[3:]) <= 3  # remembered, not tried again at each block
+    np.testing.assert_allclose(done.values("ERBB2"), whole.values("ERBB2"), atol=0.05)
+
+
+def test_an_error_in_reading_reaches_the_caller_and_leaves_no_thread(slide, tiny_model):
+    import threading
+
+    class Broken(Scratched):
+        def read_block(self, rect, mpp=None):
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        peka.predict(Broken(slide, 0, 0, 1, 1), tiny_model, config=CONFIG)
+    assert not [t for t in threading.enumerate() if t.name.startswith("peka-read")]
+
+
+def test_kill_9_at_random_moments_ends_with_the_same_numbers(tissue_tiff, bundle_folder, whole, tmp_path):
+    command = [
+        sys.executable, "-m", "napari_peka", "predict", str(tissue_tiff), "--model", str(bundle_folder), "-o", str(tmp_path),
+        "--device", "cpu", "--precision", "fp32", "--batch-size", "8", "--json",
+    ]  # fmt: skip
+    out, rng = tmp_path / "tissue.peka.zarr", random.Random(7)
+    blocks = tmp_path / "tissue.peka.zarr.partial" / "blocks"
+    kills = 0
+    for _ in range(3):
+        run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = len(list(blocks.glob("*.safetensors"))) if blocks.exists() else 0
+        deadline = time.monotonic() + 60
+        while run.poll() is None and time.monotonic() < deadline:
+            if blocks.exists() and len(list(blocks.glob("*.safetensors"))) > before:
+                time.sleep(rng.random() * 0.05)
+                break
+            time.sleep(0.002)
+        if run.poll() is None:
+            kills += 1
+        run.send_signal(signal.SIGKILL) if hasattr(signal, "SIGKILL") else run.kill()
+        run.wait()
+    assert kills, "no run was killed: the test shows nothing"
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    (entry,) = json.loads(result.stdout)
+    assert entry["resumed_tiles"] > 0
+    same(whole, peka.read_prediction(out))
