@@ -116,7 +116,7 @@ def spec_of(encoder: str) -> TileSpec:
 
 
 def read(folder: Path, name: str) -> Section:
-    """Read one section and embed its spots, averaged over the four rotations that :func:`embed_spots` makes."""
+    """Read one section, its resolution from the array's pitch, and embed its spots."""
     spots = pd.read_csv(folder / f"{name}_selection.tsv", sep="\t")
     spots = spots[spots["selected"] == 1]
     counts = pd.read_csv(folder / f"{name}.tsv.gz", sep="\t", index_col=0)
@@ -124,9 +124,9 @@ def read(folder: Path, name: str) -> Section:
     both = [i for i in spots.index if i in counts.index]
     spots, counts = spots.loc[both], counts.loc[both]
     centre = spots[["pixel_y", "pixel_x"]].to_numpy(float)
-    gaps = np.sqrt(((centre[:, None] - centre[None]) ** 2).sum(-1))
-    np.fill_diagonal(gaps, np.inf)
-    mpp = PITCH_UM / float(np.median(gaps.min(1)))
+    # spots are printed with some jitter: the slope over the whole array is the pitch, not the nearest neighbour
+    pitch = [np.polyfit(spots[array], spots[pixel], 1)[0] for array, pixel in (("x", "pixel_x"), ("y", "pixel_y"))]
+    mpp = PITCH_UM / float(np.mean(pitch))
     with open_slide(folder / f"{name}.jpg", mpp=mpp) as slide:
         features = embed_spots(slide, centre)
         print(f"{name}: {len(both)} spots, {mpp:.4f} µm/px", flush=True)

@@ -108,7 +108,8 @@ def update_heatmap(layer: Any, prediction: Prediction, gene: str) -> None:
     raster = prediction.raster(gene)
     name = prediction.genes[prediction.head.index(gene)]
     layer.data = raster.data
-    layer.metadata[KEY] = {"prediction": prediction, "gene": name, "path": prediction.path}
+    path = prediction.path or output_of(layer)
+    layer.metadata[KEY] = {"prediction": prediction, "gene": name, "path": path}
     layer.name = _title(prediction, name)
     fit_contrast(layer)
 
@@ -191,6 +192,17 @@ def gene_of(layer: Any) -> str | None:
     return found
 
 
+def output_of(layer: Any) -> Path | None:
+    """Return the file that a map's layer belongs to, also while that is being written; or None."""
+    found: Path | None = _ours(layer).get("path")
+    return found
+
+
+def set_output(layer: Any, path: Path) -> None:
+    """Say which file a map's layer belongs to."""
+    layer.metadata[KEY]["path"] = path
+
+
 def image_path(layer: Any) -> Path | None:
     """Return the file of a layer that may be a slide: ours, or any RGB image that was opened from a file."""
     if slide := slide_of(layer):
@@ -236,7 +248,8 @@ def region_of(shapes: Any, slide: Any) -> Any:
     region = shapely.union_all(areas) if areas else None
     if region is None or not region.area > 0:
         raise RegionError(
-            f"there is no area in the layer {shapes.name!r}; draw a polygon, rectangle or ellipse, or choose the whole slide"
+            f"there is no area in the layer {shapes.name!r}; draw a polygon, rectangle or ellipse there, or choose "
+            "the whole slide"
         )
     return region
 
@@ -342,6 +355,7 @@ def _tif_is_slide(path: Path) -> bool:
             page = file.pages[0]
             colour = page.samplesperpixel in (3, 4) and page.bitspersample == 8  # type: ignore[union-attr]
             large = max(page.imagelength, page.imagewidth) >= _SLIDE_PX  # type: ignore[union-attr]
-            return bool(colour and page.is_tiled and (large or len(file.pages) > 2))  # type: ignore[union-attr]
+            levels = len(file.pages) > 1 or bool(page.subifds)  # type: ignore[union-attr]
+            return bool(colour and page.is_tiled and (large or levels))  # type: ignore[union-attr]
     except (OSError, ValueError, IndexError, tifffile.TiffFileError):
         return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from qtpy.QtCore import QTimer, Signal
@@ -61,6 +62,8 @@ class RunPanel(QWidget):
     ----------
     title
         What the job is, in the words of the button, such as ``"Predict"``.
+    viewer
+        Whose activity dock and task manager follow the job; None: neither.
 
     Attributes
     ----------
@@ -82,10 +85,13 @@ class RunPanel(QWidget):
     stopped = Signal()
     failed = Signal(str)
 
-    def __init__(self, title: str, parent: QWidget | None = None) -> None:
+    def __init__(self, title: str, viewer: Any = None, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.title = title
-        self._work: _Work | None = None
+        self._window = getattr(viewer, "window", None)
+        self._here: dict[str, _Work] = {}
+        # no bound method: it must still work while this widget is being destroyed
+        self.destroyed.connect(partial(_abandon, self._here))
         self._mirrors: list[_Mirror] = []
         self.run_button = QPushButton(title)
         self.cancel_button = QPushButton("Cancel")
@@ -94,7 +100,7 @@ class RunPanel(QWidget):
         self.bar.setTextVisible(False)
         self.status = _line("")
         self.error = _line("color: #d9534f;")
-        self.error.setAccessibleName("error")
+        self.error.hide()
         buttons = QHBoxLayout()
         buttons.addWidget(self.run_button)
         buttons.addWidget(self.cancel_button)
@@ -111,6 +117,10 @@ class RunPanel(QWidget):
         self._idle()
 
     @property
+    def _work(self) -> _Work | None:
+        return self._here.get("work")
+
+    @property
     def running(self) -> bool:
         """Whether a job runs."""
         return self._work is not None
@@ -119,10 +129,8 @@ class RunPanel(QWidget):
         """Run ``job(progress)`` in a thread; nothing happens while another one runs."""
         if self._work is not None:
             return
-        work = self._work = _Work(job)
-        # not a bound method: it must work while this widget is being destroyed
-        self.destroyed.connect(lambda *_: work.leave())
-        self._mirrors = [m for m in (_activity(self.title), _task(self.title, work)) if m]
+        work = self._here["work"] = _Work(job)
+        self._mirrors = _mirrors(self.title, work, self._window)
         self.error.hide()
         self.status.setText("starting")
         self.run_button.setEnabled(False)
@@ -188,8 +196,7 @@ class RunPanel(QWidget):
             self.fail(work.error)
 
     def _end(self) -> _Work:
-        work, self._work = self._work, None
-        assert work is not None
+        work = self._here.pop("work")
         self._timer.stop()
         for mirror in self._mirrors:
             mirror.close(work.error)
@@ -201,9 +208,8 @@ class RunPanel(QWidget):
         self.run_button.setEnabled(True)
         self.cancel_button.setEnabled(False)
         self.bar.hide()
-        self.error.setVisible(bool(self.error.text()) and not self.error.isHidden())
 
-    def closeEvent(self, event: Any) -> None:  # noqa: N802 - Qt's name
+    def closeEvent(self, event: Any) -> None:
         """Stop the job when the panel is closed."""
         self.leave()
         super().closeEvent(event)
@@ -273,20 +279,16 @@ class _Task(_Mirror):
         self._window._update_task_status(self._id, end)
 
 
-def _window() -> Any:
-    from napari import current_viewer
+def _mirrors(title: str, work: _Work, window: Any) -> list[_Mirror]:
+    if window is None:
+        return []
+    mirrors: list[_Mirror] = [_Activity(title)]
+    # napari 0.9 has this as a private name only; without it a closing window does not ask
+    if hasattr(window, "_register_task_status"):
+        mirrors.append(_Task(title, work, window))
+    return mirrors
 
-    viewer = current_viewer()
-    return getattr(viewer, "window", None)
 
-
-def _activity(title: str) -> _Mirror | None:
-    return _Activity(title) if _window() is not None else None
-
-
-def _task(title: str, work: _Work) -> _Mirror | None:
-    window = _window()
-    # napari 0.9 has these two as private names only; without them a closing window does not ask
-    if window is None or not hasattr(window, "_register_task_status"):
-        return None
-    return _Task(title, work, window)
+def _abandon(here: dict[str, _Work], *_: object) -> None:
+    if work := here.get("work"):
+        work.leave()

@@ -1,9 +1,15 @@
-"""Where the tissue is, from a thumbnail."""
+"""Thumbnail → tissue mask.
+
+Glass is what is bright and smooth; its colour is measured, never assumed white. Tissue is what differs from the
+glass and absorbs light as H&E does: green most. Grey things (dust, fiducials, black ink) absorb all colours alike,
+blue and green ink absorb red most, and a smear of eosin beside a section has colour but no texture.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,125 +17,268 @@ import numpy.typing as npt
 from napari_peka.core.geometry import Raster
 
 if TYPE_CHECKING:
-    from napari_peka.io.slide import Slide
+    from shapely import MultiPolygon
 
-#: Lab distance from the glass that is never tissue, and that always is: below 4 lies what an eye hardly tells apart
-#: under changing light, above 22 even pale H&E
-FLOOR, CEILING = 4.0, 22.0
-#: smallest piece kept, as a share of the picture
-MIN_PIECE = 2e-4
+BoolArray = npt.NDArray[np.bool_]
+FloatImage = npt.NDArray[np.float32]
+UInt8Image = npt.NDArray[np.uint8]
+
+#: least piece of tissue, as a share of the image
+MIN_AREA = 2e-4
+#: largest gap inside tissue that is closed, as a share of the image; a lumen is larger and stays a hole
+_MAX_HOLE = 3e-4
+#: Lab distance from glass: nothing below is tissue; everything above is, textured or not
+_LEAST, _PLENTY = 5.0, 28.0
+#: glass has less colour than this (Lab chroma); the palest eosin has more
+_GLASS_CHROMA = 14.0
+_WHITE = (245.0, 245.0, 245.0)
+
+
+class _Resolution(Protocol):
+    @property
+    def mpp(self) -> tuple[float, float]: ...
+
+
+class Overview(Protocol):
+    """What :func:`find_tissue` needs of a slide."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of level 0."""
+
+    @property
+    def resolution(self) -> _Resolution | None:
+        """µm per level-0 pixel, or None."""
+
+    def thumbnail(self, max_px: int = 1024) -> UInt8Image:
+        """Return the whole slide, uint8 ``(h, w, 3)``."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tissue:
-    """Tissue of a slide.
+    """Where the tissue is.
 
     Parameters
     ----------
     mask
-        bool map with its scale.
+        bool, with level-0 pixels per mask pixel.
     mpp
-        µm per level-0 pixel (y, x); None if unknown.
+        µm per level-0 pixel (y, x); None when the slide does not say.
     """
 
     mask: Raster
-    mpp: tuple[float, float] | None
+    mpp: tuple[float, float] | None = None
 
     @property
     def area_mm2(self) -> float | None:
-        """Area in mm²; None when the µm per pixel are unknown."""
+        """Area of the tissue; None when the µm per pixel are unknown."""
         if self.mpp is None:
             return None
         (sy, sx), (my, mx) = self.mask.scale_yx, self.mpp
-        return float(self.mask.data.sum() * sy * my * sx * mx / 1e6)
+        return float(np.count_nonzero(self.mask.data) * sy * my * sx * mx / 1e6)
 
-    def polygons(self) -> Any:
-        """Return the outline as a shapely MultiPolygon in level-0 pixels, x first; holes are kept."""
+    @property
+    def share(self) -> float:
+        """Share of the slide that is tissue, 0 to 1."""
+        return float(np.mean(self.mask.data))
+
+    def polygons(self) -> MultiPolygon:
+        """Return the outlines in level-0 pixels, **x first**, valid, holes kept: exactly the mask's pixels."""
         import shapely
-        from skimage.measure import find_contours
 
-        padded = np.pad(self.mask.data.astype(np.float32), 1)
+        # a run of tissue pixels in a row is a box; runs that are alike in rows below one another are one box
+        data = self.mask.data.astype(bool)
+        edge = np.diff(np.pad(data, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+        row, start = np.nonzero(edge == 1)
+        stop = np.nonzero(edge == -1)[1]
+        order = np.lexsort((row, stop, start))
+        row, start, stop = row[order], start[order], stop[order]
+        same = (np.diff(start) == 0) & (np.diff(stop) == 0) & (np.diff(row) == 1)
+        first = np.append(True, ~same)[: len(row)]
+        last = np.append(~same, True)[: len(row)]
         (sy, sx), (oy, ox) = self.mask.scale_yx, self.mask.origin_yx
-        rings = []
-        for contour in find_contours(padded, 0.5):
-            if len(contour) >= 4:  # contour runs through pixel centres of the padded mask: -1 pad, +0.5 to edges
-                rings.append(np.stack([(contour[:, 1] - 0.5) * sx + ox, (contour[:, 0] - 0.5) * sy + oy], 1))
-        area = shapely.MultiPolygon()
-        for ring in sorted(rings, key=len, reverse=True):  # a hole lies inside its outline: even-odd
-            area = area.symmetric_difference(shapely.make_valid(shapely.Polygon(ring)))
-        parts = [p for p in shapely.get_parts(area) if p.geom_type == "Polygon"]
-        return shapely.MultiPolygon(parts)
+        boxes = shapely.box(
+            start[first] * sx + ox, row[first] * sy + oy, stop[first] * sx + ox, (row[last] + 1) * sy + oy
+        )
+        parts = shapely.get_parts(shapely.union_all(boxes))
+        return shapely.MultiPolygon([p for p in parts if p.geom_type == "Polygon"])
 
 
-def find_tissue(slide: Slide, *, max_px: int = 1024) -> Tissue:
-    """Find the tissue of a slide.
+def find_tissue(slide: Overview, *, max_px: int = 1024, min_area: float = MIN_AREA) -> Tissue:
+    """Find the tissue of a slide on its thumbnail.
 
     Parameters
     ----------
     slide
-        Any slide; its µm per pixel need not be known.
+        An open slide; its µm per pixel may be unknown.
     max_px
-        Longer side of the thumbnail that is looked at.
+        Longer side of the thumbnail.
+    min_area
+        Least piece of tissue, as a share of the slide's area.
     """
     image = slide.thumbnail(max_px)
-    h, w = image.shape[:2]
-    mask = Raster(tissue_mask(image), (slide.shape[0] / h, slide.shape[1] / w), units="tissue")
-    return Tissue(mask, slide.resolution.mpp if slide.resolution else None)
+    data = tissue_mask(image, min_area=min_area)
+    scale = slide.shape[0] / data.shape[0], slide.shape[1] / data.shape[1]
+    resolution = slide.resolution
+    return Tissue(Raster(data, scale, units="tissue"), None if resolution is None else resolution.mpp)
 
 
-def tissue_mask(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """Return where an RGB picture ``(h, w, 3)`` shows tissue, bool ``(h, w)``.
+def tissue_mask(image: UInt8Image, *, min_area: float = MIN_AREA) -> BoolArray:
+    """Return which pixels of an H&E overview are tissue, bool ``(h, w)``.
 
-    The glass's colour is estimated, and tissue is what differs from it in Lab by more than Otsu's threshold, held
-    between a floor that noise does not reach and a ceiling that pale stain exceeds. Pen and black marks are left out.
+    Parameters
+    ----------
+    image
+        Overview of a slide or a part of it, uint8 ``(h, w, 3)``; about 1,000 px a side is best.
+    min_area
+        Least piece of tissue, as a share of the image.
     """
-    from scipy import ndimage as ndi
+    from scipy import ndimage
+
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"an overview is uint8 (h, w, 3), got {image.dtype} {image.shape}")
+    h, w = image.shape[:2]
+    unit = max(h, w) / 1024  # lengths below are px of a 1,024 px overview
+    sigma = max(0.8, 1.5 * unit)
+    smooth = ndimage.gaussian_filter(image.astype(np.float32), (sigma, sigma, 0))
+    fill = ((image == 255).all(2)) | ((image == 0).all(2))
+    glass, flat = _without_glass(smooth, fill)
+    distance, texture, noise = _difference(flat, glass, sigma)
+    split = _otsu(distance)
+    low = max(_LEAST, 5 * noise)
+    high = min(max(split, low), max(_PLENTY, low))
+    mask = (distance > high) | ((distance > low) & (texture > max(1.2, 3 * noise)))
+    density = np.maximum(np.log10((glass + 1) / (np.maximum(flat, 0) + 1)), 0)
+    mask = _tidy(mask & ~_not_stain(density, unit), unit, min_area)
+    return _drop_grey(mask, density)
+
+
+def _lab(rgb: FloatImage) -> FloatImage:
     from skimage.color import rgb2lab
+
+    return np.asarray(rgb2lab(np.clip(rgb / np.float32(255), 0, 1)), np.float32)
+
+
+def _without_glass(smooth: FloatImage, fill: BoolArray) -> tuple[FloatImage, FloatImage]:
+    """Return the colour of the glass and the image as if it were lit evenly."""
+    step = max(1, math.isqrt(smooth.shape[0] * smooth.shape[1] // 90_000))
+    rgb = np.ascontiguousarray(smooth[::step, ::step])
+    lab = _lab(rgb)
+    slope = np.hypot(*np.gradient(lab[..., 0])) / step if min(rgb.shape[:2]) > 1 else np.zeros(rgb.shape[:2])
+    real = ~fill[::step, ::step]
+    # what fills the frame around a scan is not glass, unless nothing else is
+    bright = lab[..., 0] > np.percentile(lab[..., 0][real], 99) - 25 if real.any() else real
+    fits = real & bright & (slope < 0.6) & (np.hypot(lab[..., 1], lab[..., 2]) < _GLASS_CHROMA)
+    if np.count_nonzero(fits) < max(20, 0.003 * fits.size):
+        return np.array(_WHITE, np.float32), smooth
+    mode = _mode(lab[fits])
+    chroma = np.hypot(lab[..., 1] - mode[1], lab[..., 2] - mode[2])
+    near = fits & (np.abs(lab - mode).max(-1) < 4)
+    glass = np.median(rgb[near], axis=0).astype(np.float32)
+    lit = real & (slope < 0.6) & (chroma < 5) & (lab[..., 0] > mode[0] - 30)
+    if np.count_nonzero(lit) < 0.25 * lit.size:  # too little to tell uneven light from tissue
+        return glass, smooth
+    return glass, smooth * (glass / _surface(rgb, lit, step, smooth.shape[:2]))
+
+
+def _mode(colours: FloatImage) -> FloatImage:
+    """Return the commonest of many Lab colours; of two about as common, the brighter."""
+    bins = np.round(colours / 2).astype(np.int64)
+    kinds, counts = np.unique(bins, axis=0, return_counts=True)
+    common = counts > 0.6 * counts.max()
+    return np.asarray(2 * kinds[common][kinds[common, 0].argmax()], np.float32)
+
+
+def _surface(rgb: FloatImage, lit: BoolArray, step: int, shape: tuple[int, int]) -> FloatImage:
+    """Fit a quadratic surface to the colour of the glass; never outside what was seen of it."""
+    y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in shape)
+
+    def terms(y: FloatImage, x: FloatImage) -> FloatImage:
+        return np.stack([np.ones_like(y * x), y + 0 * x, x + 0 * y, y * x, y**2 + 0 * x, x**2 + 0 * y], -1)
+
+    seen = rgb[lit]
+    basis = terms(y[::step][:, None], x[::step][None])[lit]
+    keep = np.ones(len(seen), bool)
+    for _ in range(3):
+        fit, *_rest = np.linalg.lstsq(basis[keep], seen[keep], rcond=None)
+        off = np.abs(basis @ fit - seen).max(1)
+        keep = off <= max(1.0, 3 * float(np.median(off)))
+    low, high = np.percentile(seen[keep], [1, 99], axis=0)
+    full = np.clip(terms(y[:, None], x[None]) @ fit, low, high)
+    return np.asarray(np.maximum(full, 1), np.float32)
+
+
+def _difference(flat: FloatImage, glass: FloatImage, sigma: float) -> tuple[FloatImage, FloatImage, float]:
+    """Return the Lab distance from glass, its local variation, and its noise on glass."""
+    from scipy import ndimage
+
+    delta = _lab(flat) - _lab(glass[None, None])
+    bright = np.minimum(delta[..., 0], 0)  # what is brighter than glass is no tissue
+    distance = np.sqrt(bright**2 + delta[..., 1] ** 2 + delta[..., 2] ** 2)
+    size = max(3, round(3 * sigma) | 1)
+    # of the detail, not the slope: a smear that fades out varies widely but smoothly
+    detail = distance - ndimage.gaussian_filter(distance, 1.5 * sigma, truncate=3)
+    texture = np.sqrt(ndimage.uniform_filter(detail**2, size))
+    on_glass = delta[distance < 10]
+    if len(on_glass) < 20:
+        return distance, texture, 0.0
+    spread = np.abs(on_glass[:, 0] - np.median(on_glass[:, 0]))
+    return distance, texture, float(1.4826 * np.median(spread))
+
+
+def _otsu(distance: FloatImage) -> float:
     from skimage.filters import threshold_otsu
-    from skimage.morphology import disk, remove_small_objects
 
-    side = max(image.shape[:2])
-    smooth = ndi.gaussian_filter(image.astype(np.float32) / 255, (max(side / 700, 0.5),) * 2 + (0,))
-    lab = rgb2lab(smooth)
-    glass = _glass(lab)
-    delta = lab - glass
-    # tissue is darker or more coloured than glass; brighter grey is glare
-    distance = np.sqrt(np.minimum(delta[..., 0], 0) ** 2 * 0.5 + delta[..., 1] ** 2 + delta[..., 2] ** 2)
-    if np.percentile(distance, 99.5) < FLOOR:
-        return np.zeros(image.shape[:2], bool)
-    threshold = float(np.clip(threshold_otsu(np.minimum(distance, 40)) * 0.7, FLOOR, CEILING))
-    mask = (distance > threshold) & ~_marks(lab)
-    mask = ndi.binary_closing(np.pad(mask, 8), disk(max(2, side // 256)))[8:-8, 8:-8]
-    mask = ndi.binary_opening(mask, disk(max(1, side // 512)))
-    smallest = max(16, int(MIN_PIECE * mask.size))
-    mask = remove_small_objects(mask, max_size=smallest)
-    return np.asarray(~remove_small_objects(~mask, max_size=smallest))
+    clipped = np.minimum(distance, 60)  # the darkest nuclei must not pull the threshold up
+    return float(threshold_otsu(clipped)) if np.ptp(clipped) > 0 else 0.0
 
 
-def _glass(lab: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """Return the colour of the glass: the commonest bright, even, nearly grey colour; white where there is none."""
-    from scipy import ndimage as ndi
+def _not_stain(density: FloatImage, unit: float) -> BoolArray:
+    """Return what H&E cannot be: marker pen, and whatever absorbs all colours alike."""
+    from scipy import ndimage
 
-    light, chroma = lab[..., 0], np.hypot(lab[..., 1], lab[..., 2])
-    even = ndi.gaussian_gradient_magnitude(light, 1.0) < 1.5
-    candidate = even & (light > 60) & (chroma < 14)
-    if candidate.mean() < 0.01:
-        return np.array([96.0, 0.0, 0.0])
-    values = lab[candidate]
-    counts, edges = np.histogram(values[:, 0], bins=40, range=(60, 100))
-    # among the common lightnesses the brightest is the glass: a large pale section may be commoner
-    common = np.flatnonzero(counts > 0.25 * counts.max())[-1]
-    near = np.abs(values[:, 0] - (edges[common] + edges[common + 1]) / 2) < 1.5
-    return np.asarray(np.median(values[near], 0))
+    total = density.sum(-1)
+    red, green, blue = np.moveaxis(density / np.maximum(total, 1e-3)[..., None], -1, 0)
+    visible = total > 0.12
+    grey = visible & (green < 0.38) & (blue > 0.28) & (red > 0.28)
+    cold = (total > 0.3) & (red - green > 0.07)  # blue and green pens: haematoxylin stays below 0.05
+    warm = (total > 1.1) & (blue > 0.40) & (red < 0.16)  # red pen: more blue is absorbed than by eosin or blood
+    core = ndimage.binary_opening(cold | warm, iterations=max(1, round(1.5 * unit)))
+    core |= ndimage.binary_opening(grey & (total > 1.5), iterations=max(1, round(1.5 * unit)))
+    core = _drop_small(core, 150 * unit**2)
+    around = ndimage.binary_dilation(core, iterations=max(1, round(4 * unit))) if core.any() else core
+    return np.asarray(grey | cold | around)
 
 
-def _marks(lab: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
-    """Return where a pen or a black edge lies: colours that haematoxylin and eosin cannot make."""
-    from scipy import ndimage as ndi
+def _tidy(mask: BoolArray, unit: float, min_area: float) -> BoolArray:
+    from scipy import ndimage
 
-    light, a, b = np.moveaxis(lab, -1, 0)
-    chroma = np.hypot(a, b)
-    green = (a < -6) & (chroma > 10)
-    blue = (b < -25) & (a < 18) & (chroma > 25)
-    black = (light < 30) & (chroma < 12)
-    return np.asarray(ndi.binary_dilation(green | blue | black, iterations=2))
+    reach = max(1, round(3 * unit))
+    mask = ndimage.binary_opening(mask, iterations=max(1, round(unit)))
+    mask = _drop_small(mask, 0.25 * min_area * mask.size)
+    padded = np.pad(mask, reach)  # closing must not eat at the rim
+    mask = ndimage.binary_closing(padded, iterations=reach)[reach:-reach, reach:-reach]
+    mask = ~_drop_small(~mask, _MAX_HOLE * mask.size)
+    return _drop_small(mask, min_area * mask.size)
+
+
+def _drop_small(mask: BoolArray, least: float) -> BoolArray:
+    from scipy import ndimage
+
+    labels, _ = ndimage.label(mask)
+    sizes = np.bincount(labels.ravel())
+    keep = sizes >= least
+    keep[0] = False
+    return np.asarray(keep[labels])
+
+
+def _drop_grey(mask: BoolArray, density: FloatImage) -> BoolArray:
+    """Drop the pieces that are grey as a whole: fiducials and dust whose blurred rims have no colour of their own."""
+    from scipy import ndimage
+
+    labels, n = ndimage.label(mask)
+    each = np.stack([np.bincount(labels.ravel(), density[..., i].ravel(), n + 1) for i in range(3)])
+    red, green, blue = each / np.maximum(each.sum(0), 1e-6)
+    keep = (green - (red + blue) / 2 > 0.055) | (red - blue > 0.10)
+    keep[0] = False
+    return np.asarray(keep[labels])

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from napari_peka.core.errors import BundleError
-from napari_peka.models.adapters import add_adapter, load_adapter_state, merge_adapter
 from napari_peka.models.bundle import ADAPTER, TRANSLATE, Model
 from napari_peka.models.encoder import load_encoder
 
@@ -94,6 +93,8 @@ def build_student(model: Model, *, weights: str | None = None, offline: bool = F
         )
     encoder = load_encoder(card, weights=weights, offline=offline)
     if spec.adapter.kind != "none":
+        from napari_peka.models.adapters import add_adapter, load_adapter_state, merge_adapter  # peft: seconds to import
+
         add_adapter(encoder, model.adapter)
         load_adapter_state(encoder, _torch(model, ADAPTER))
         encoder = merge_adapter(encoder)

@@ -37,6 +37,10 @@ class Unsuitable(Refused):
     """The file was understood and is not something to predict on, or is damaged: no other reader is asked."""
 
 
+class Truncated(Unsuitable):
+    """The file is shorter than its own table of contents says."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """What a file says about its resolution, believed or not.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from napari_peka.core.errors import SlideError
-from napari_peka.io.readers.base import Reader, Refused, UInt8Array, Unsuitable
+from napari_peka.io.readers.base import Reader, Refused, Truncated, UInt8Array, Unsuitable
 
 #: side of the probe's blocks
 _PROBE_PX = 384
@@ -72,6 +72,8 @@ def candidates(path: Path) -> list[Reader]:
         try:
             opened.append(make(path))
         except Unsuitable as e:
+            if opened and opened[0].vendor != "generic-tiff" and not isinstance(e, Truncated):
+                continue  # OpenSlide knows this vendor's dialect better
             _close(opened)
             raise SlideError(f"{path.name} cannot be used: {e}") from e
         except Refused as e:

@@ -104,8 +104,8 @@ class ImageReader(Reader):
             raise ValueError(f"it is truncated or damaged: {e}") from e
         if self.vendor == "jpeg":
             end = np.asarray(image.crop((0, image.height - 1, image.width, image.height)))
-            if (end == end[:1, :1]).all() and jpeg.parses_strictly(self.path.read_bytes()) is False:
-                raise ValueError("it is truncated or damaged: its JPEG data end before the picture does")
+            if (end == end[:1, :1]).all():
+                jpeg.remainder(self.path.read_bytes())  # raises; 3.5 s for a picture of 92 megapixels
         if image.mode.startswith("I"):
             wide = np.asarray(image)
             return np.repeat(eight_bit(np.clip(wide, 0, 65535).astype(np.uint16))[..., None], 3, axis=2)

@@ -1,0 +1,168 @@
+"""Small widgets that the docks share: choose a layer, a model, a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qtpy.compat import isalive
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QComboBox, QFileDialog, QHBoxLayout, QLabel, QLineEdit, QPushButton, QSizePolicy, QWidget
+
+from napari_peka.io.store import RESEARCH_USE
+
+#: px; a dock wider than this takes the picture's room
+DOCK_WIDTH = 350
+DEMO = "demo"
+_BROWSE = "Browse…"
+
+
+def slim(box: QComboBox) -> QComboBox:
+    """Let a box of long names shrink with its dock."""
+    box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+    box.setMinimumContentsLength(8)
+    box.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+    return box
+
+
+def notice() -> QLabel:
+    """Return the line that every dock carries."""
+    label = QLabel(RESEARCH_USE)
+    label.setStyleSheet("color: palette(mid); font-size: 9pt;")
+    return label
+
+
+def with_button(widget: QWidget, button: QPushButton) -> QWidget:
+    """Return a field with a button at its right."""
+    row = QWidget()
+    line = QHBoxLayout(row)
+    line.setContentsMargins(0, 0, 0, 0)
+    line.addWidget(widget, 1)
+    line.addWidget(button)
+    return row
+
+
+class LayerChooser(QComboBox):
+    """A box of those layers of a viewer that are of use; follows the layer list.
+
+    Parameters
+    ----------
+    viewer
+        The viewer.
+    accept
+        Says whether a layer is of use.
+    none
+        Text of a first entry that stands for no layer; None: there is no such entry.
+    """
+
+    changed = Signal()
+
+    def __init__(self, viewer: Any, accept: Callable[[Any], bool], none: str | None = None) -> None:
+        super().__init__()
+        self._viewer, self._accept, self._none = viewer, accept, none
+        self._shown: list[Any] = []
+        slim(self)
+        events = viewer.layers.events
+        for event in (events.inserted, events.removed, events.reordered, events.renamed):
+            event.connect(self.refresh)
+        self.currentIndexChanged.connect(self._tell)
+        self.refresh()
+
+    def layer(self) -> Any:
+        """Return the chosen layer, or None."""
+        i = self.currentIndex()
+        return self._shown[i] if 0 <= i < len(self._shown) else None
+
+    def choose(self, layer: Any) -> None:
+        """Choose a layer, if it is in the box."""
+        if layer in self._shown:
+            self.setCurrentIndex(self._shown.index(layer))
+
+    def refresh(self, event: Any = None) -> None:
+        """Take the layers as they are now; the newest is chosen when the chosen one is gone."""
+        if not isalive(self):
+            return
+        before = self.layer()
+        self._shown = [None] if self._none is not None else []
+        self._shown += [layer for layer in self._viewer.layers if self._accept(layer)]
+        self.blockSignals(True)
+        self.clear()
+        self.addItems([self._none or "" if layer is None else layer.name for layer in self._shown])
+        last = 0 if self._none is not None else len(self._shown) - 1
+        self.setCurrentIndex(self._shown.index(before) if before in self._shown else last)
+        self.blockSignals(False)
+        if self.layer() is not before:
+            self.changed.emit()
+
+    def _tell(self, _: int) -> None:
+        self.changed.emit()
+
+
+class ModelChooser(QComboBox):
+    """A box of models: the demo, the bundles in the models folder, or one from anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        slim(self)
+        self.setToolTip("The model that reads the slide; bundles in the models folder are listed")
+        self.refresh()
+        self.activated.connect(self._browse)
+
+    def refresh(self) -> None:
+        """List what there is; nothing is loaded."""
+        from napari_peka.models.zoo import local_models
+
+        before = self.currentData()
+        self.clear()
+        self.addItem(f"{DEMO} (embedded)", DEMO)
+        for name, path in local_models().items():
+            self.addItem(name, str(path))
+        self.addItem(_BROWSE, None)
+        self.setCurrentIndex(max(0, self.findData(before)))
+
+    def model(self) -> str:
+        """Return what :func:`load_model` takes."""
+        return str(self.currentData() or DEMO)
+
+    def add(self, path: Path) -> None:
+        """Add a bundle by its path and choose it."""
+        at = self.findData(str(path))
+        if at < 0:
+            at = self.count() - 1
+            self.insertItem(at, path.name, str(path))
+        self.setCurrentIndex(at)
+
+    def _browse(self, index: int) -> None:
+        if self.itemText(index) != _BROWSE:
+            return
+        chosen = QFileDialog.getExistingDirectory(self, "Folder of a model bundle (holds peka.json)")
+        if chosen:
+            self.add(Path(chosen))
+        else:
+            self.setCurrentIndex(0)
+
+
+class FolderField(QWidget):
+    """A folder as text, with a button to browse."""
+
+    def __init__(self, tip: str) -> None:
+        super().__init__()
+        self.edit = QLineEdit()
+        self.edit.setToolTip(tip)
+        button = QPushButton("…")
+        button.setFixedWidth(28)
+        button.clicked.connect(self._browse)
+        line = QHBoxLayout(self)
+        line.setContentsMargins(0, 0, 0, 0)
+        line.addWidget(self.edit, 1)
+        line.addWidget(button)
+
+    def folder(self) -> Path | None:
+        """Return the folder, or None when the field is empty."""
+        text = self.edit.text().strip()
+        return Path(text).expanduser() if text else None
+
+    def _browse(self) -> None:
+        if chosen := QFileDialog.getExistingDirectory(self, "Folder for the result", self.edit.text()):
+            self.edit.setText(chosen)

@@ -1,0 +1,274 @@
+"""From a card to a module that turns tiles into embeddings. Device and number format are chosen here only."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from napari_peka.core.errors import BundleError, DeviceError, SettingError, UnknownName, near_names
+from napari_peka.models._torchvision import ensure_torchvision
+from napari_peka.models.keymaps import to_encoder
+from napari_peka.models.registry import TIMM_PREFIX, EncoderCard
+from napari_peka.models.weights import check_sha256, find_weights, read_shapes, read_tensors
+
+SEED = 20260211
+#: a checkpoint's lists differ in many names when it is another model: more than one name helps nobody
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: pooler widths of the layouts that bring their own: heads, and whether projections have a bias
+POOLERS = {"conch": (8, True), "conch15": (8, False)}
+
+
+class AttentionPooler(nn.Module):
+    """One learnt query that attends to all tokens (CoCa's contrastive pooler, as CONCH uses it)."""
+
+    def __init__(self, context: int, width: int, heads: int, bias: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Parameter(torch.randn(1, width))
+        self.ln_q, self.ln_k, self.ln_out = nn.LayerNorm(width), nn.LayerNorm(context), nn.LayerNorm(width)
+        self.q = nn.Linear(width, width, bias=bias)
+        self.kv = nn.Linear(context, 2 * width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Pool ``(b, n, context)`` to ``(b, width)``."""
+        b = tokens.shape[0]
+        q = self._split(self.q(self.ln_q(self.query)).expand(b, 1, -1))
+        k, v = (self._split(t) for t in self.kv(self.ln_k(tokens)).chunk(2, dim=-1))
+        pooled = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1)
+        out: torch.Tensor = self.ln_out(self.out(pooled))
+        return out
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class Encoder(nn.Module):
+    """A timm model and the pooling that its card asks for: normalised ``(b, 3, px, px)`` to ``(b, dim)``."""
+
+    def __init__(self, trunk: nn.Module, pooling: str, pooler: nn.Module | None = None) -> None:
+        super().__init__()
+        self.trunk, self.pooling, self.pooler = trunk, pooling, pooler
+        self.n_prefix = int(getattr(trunk, "num_prefix_tokens", 0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the embedding of normalised tiles."""
+        if self.pooling == "model":
+            out: torch.Tensor = self.trunk(x)
+            return out
+        return self.pool(self.trunk.forward_features(x))  # type: ignore[operator]
+
+    def pool(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return ``(b, dim)`` from all tokens ``(b, n, width)``, class and register tokens first."""
+        if self.pooler is not None:
+            pooled: torch.Tensor = self.pooler(tokens)
+            return pooled
+        if self.pooling == "cls":
+            return tokens[:, 0]
+        mean = tokens[:, self.n_prefix :].mean(1)
+        return mean if self.pooling == "mean" else torch.cat([tokens[:, 0], mean], dim=-1)
+
+
+def complete(card: EncoderCard) -> EncoderCard:
+    """Fill a ``timm:`` card with what timm knows of the model; other cards come back as they are.
+
+    Raises
+    ------
+    UnknownName
+        If timm has no such model.
+    """
+    if not card.name.startswith(TIMM_PREFIX) or card.dim:
+        return card
+    ensure_torchvision()
+    import timm
+
+    if not timm.is_model(card.arch.split(".")[0]):
+        raise UnknownName(f"timm has no model {card.arch!r}{near_names(card.arch, timm.list_models())}")
+    cfg = timm.get_pretrained_cfg(card.arch, allow_unregistered=True)
+    with torch.device("meta"):
+        trunk = timm.create_model(card.arch, pretrained=False, num_classes=0)
+    known = {"px": int(trunk.default_cfg["input_size"][-1]), "dim": int(getattr(trunk, "head_hidden_size", 0))}
+    if cfg is not None and cfg.hf_hub_id:
+        known |= {"hub_id": cfg.hf_hub_id, "page": f"https://huggingface.co/{cfg.hf_hub_id}"}
+        known |= {"mean": tuple(cfg.mean), "std": tuple(cfg.std), "weights_file": "model.safetensors"}
+        known |= {"licence": cfg.license or card.licence}
+    known["dim"] = known["dim"] or int(trunk.num_features)
+    return dataclasses.replace(card, **known)
+
+
+def build_encoder(card: EncoderCard) -> Encoder:
+    """Build the architecture of a card with timm's fresh weights, on torch's current default device."""
+    ensure_torchvision()
+    import timm
+
+    kwargs: dict[str, Any] = {k: _layer(k, v) for k, v in card.kwargs}
+    eps = kwargs.pop("norm_eps", None)
+    if card.pooling != "model":  # all tokens come out, and the norm sits in the trunk whatever the pooling
+        kwargs |= {"global_pool": "", "img_size": card.px}
+    trunk = timm.create_model(card.arch, pretrained=False, num_classes=0, **kwargs)
+    if eps is not None:
+        for module in trunk.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = eps
+    pooler = None
+    if card.pooling == "attention":
+        pooler = AttentionPooler(trunk.num_features, card.dim, *POOLERS[card.layout])
+    return Encoder(trunk, card.pooling, pooler)
+
+
+def load_encoder(
+    card: EncoderCard, *, weights: str | Path | None = None, offline: bool = False, random: bool = False
+) -> nn.Module:
+    """Return an encoder ready for inference: eval mode, float32, on the CPU.
+
+    Parameters
+    ----------
+    card
+        Which encoder.
+    weights
+        File or folder to take the weights from; None looks them up (see `models.weights.find_weights`).
+    offline
+        Never use the network.
+    random
+        Random weights from a fixed seed instead of the encoder's own: for tests and for measuring speed.
+
+    Raises
+    ------
+    EncoderUnavailable
+        If the weights cannot be had.
+    BundleError
+        If the file is damaged, or is not of this encoder; the first tensor that differs is named.
+    """
+    card = complete(card)
+    if random or (weights is None and card.hub_id is None and card.weights_file is None):
+        return _random(card)
+    path = find_weights(card, weights, offline=offline)
+    check_sha256(card, path)
+    with torch.device("meta"):
+        encoder = build_encoder(card)
+    if path.suffix == ".safetensors":
+        _check(to_encoder(read_shapes(path), card.layout, encoder.trunk), encoder, card, path)
+    tensors = to_encoder(read_tensors(path), card.layout, encoder.trunk)
+    _check(tensors, encoder, card, path)
+    if _unsaved_buffers(encoder):  # their values come from the constructor, which had no memory to write to
+        encoder = build_encoder(card)
+    owned = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    encoder.load_state_dict(owned, strict=True, assign=True)
+    return encoder.eval().requires_grad_(False)
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device to compute on; ``"auto"`` takes CUDA, then MPS, then the CPU.
+
+    Raises
+    ------
+    DeviceError
+        If the device asked for is not there; what there is is named.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise DeviceError(f"there is no device {name!r}; one of auto, cpu, cuda, cuda:1, mps") from e
+    count = {"cpu": 1, "cuda": torch.cuda.device_count() if cuda else 0, "mps": int(mps)}
+    if device.type not in count:
+        raise DeviceError(f"the device {name!r} is not supported; one of auto, cpu, cuda, mps")
+    if (device.index or 0) >= count[device.type]:
+        here = ", ".join(f"{n} × {kind}" for kind, n in count.items() if n)
+        mend = "install a torch built for it, or its driver" if not count[device.type] else "choose one of them"
+        raise DeviceError(f"the device {name!r} is not here (there is {here}); use auto, or {mend}")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the number format to compute in.
+
+    ``"auto"``: bf16 on a GPU that has it, else fp16; on a CPU bf16 only where it has instructions for it (elsewhere
+    it is slower than fp32); fp32 on MPS.
+
+    Raises
+    ------
+    SettingError
+        If there is no such format.
+    """
+    if name in PRECISIONS:
+        return PRECISIONS[name]
+    if name != "auto":
+        raise SettingError(f"there is no precision {name!r}; one of auto, {', '.join(PRECISIONS)}")
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    if device.type == "cpu" and cpu_has_bf16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def cpu_has_bf16() -> bool:
+    """Return whether this CPU multiplies bf16 in hardware (AVX512-BF16 or AMX), as torch reports it."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, p)()) for p in probes if hasattr(torch.cpu, p))
+
+
+class Normaliser(nn.Module):
+    """uint8 ``(b, h, w, 3)`` to normalised float ``(b, 3, h, w)`` on this module's device."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, card: EncoderCard) -> None:
+        super().__init__()
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (card.mean, card.std))
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("shift", -mean / std, persistent=False)
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Normalise tiles."""
+        x = tiles.to(self.scale.device, non_blocking=True).permute(0, 3, 1, 2).to(self.scale.dtype)
+        return torch.addcmul(self.shift, x, self.scale)
+
+
+def normaliser(card: EncoderCard) -> Normaliser:
+    """Return the module that makes a card's normalised tiles of uint8 ones."""
+    return Normaliser(complete(card))
+
+
+def _random(card: EncoderCard) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return build_encoder(card).float().eval().requires_grad_(False)
+
+
+def _layer(key: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    from timm.layers import SwiGLUPacked
+
+    layers: dict[tuple[str, str], Any] = {
+        ("mlp_layer", "SwiGLUPacked"): SwiGLUPacked,
+        ("act_layer", "silu"): nn.SiLU,
+    }
+    return layers.get((key, value), value)
+
+
+def _check(tensors: dict[str, torch.Tensor], encoder: nn.Module, card: EncoderCard, path: Path) -> None:
+    """Refuse tensors that are not the encoder's, naming the first that differs."""
+    wanted = {k: tuple(v.shape) for k, v in encoder.state_dict().items()}
+    got = {k: tuple(v.shape) for k, v in tensors.items()}
+    for name in sorted(wanted | got):
+        if wanted.get(name) != got.get(name):
+            there = got.get(name, "not there")
+            asked = wanted.get(name, "none of that name")
+            raise BundleError(
+                f"{path} is not {card.name}: tensor {name} is {there}, wanted {asked}; "
+                f"take the file from {card.page or 'where the encoder comes from'}"
+            )
+
+
+def _unsaved_buffers(encoder: nn.Module) -> bool:
+    saved = encoder.state_dict().keys()
+    return any(name not in saved for name, _ in encoder.named_buffers())

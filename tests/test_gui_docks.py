@@ -1,0 +1,402 @@
+"""Each dock through a story, with the mouse's own signals; a window is needed (Xvfb will do)."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("napari", reason="napari is not installed (pip install 'napari-peka[gui]')")
+pytest.importorskip("pytestqt")
+if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    pytest.skip("no display; run under: xvfb-run -a python -m pytest", allow_module_level=True)
+
+from qtpy.QtCore import Qt
+
+from napari_peka.core.errors import StoreError
+from napari_peka.core.progress import JobProgress
+from napari_peka.gui import layers
+from napari_peka.gui.explore_widget import ExploreWidget
+from napari_peka.gui.predict_widget import PredictWidget, default_folder
+from napari_peka.gui.run_panel import TICK_MS, RunPanel
+
+WAIT_MS = 60_000
+pytestmark = [
+    # anndata announces that its default zarr format changes
+    pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning"),
+]
+
+
+def threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("peka-")]
+
+
+def wait_for(qtbot, condition) -> None:
+    qtbot.waitUntil(condition, timeout=WAIT_MS)
+
+
+class TestRunPanel:
+    @pytest.fixture
+    def panel(self, qtbot) -> RunPanel:
+        panel = RunPanel("Predict")
+        qtbot.addWidget(panel)
+        panel.show()
+        return panel
+
+    def run(self, qtbot, panel, job) -> None:
+        panel.start(job)
+        wait_for(qtbot, lambda: not panel.running)
+
+    def test_progress_rate_and_time_left(self, qtbot, panel):
+        seen: list[tuple[str, int]] = []
+        panel.ticked.connect(lambda: seen.append((panel.status.text(), panel.bar.value())))
+
+        def job(progress: JobProgress) -> int:
+            progress.stage("predicting", 40)
+            for _ in range(40):
+                time.sleep(0.02)
+                progress.advance()
+            return 7
+
+        with qtbot.waitSignal(panel.succeeded, timeout=WAIT_MS) as caught:
+            panel.start(job)
+            assert not panel.run_button.isEnabled()
+        assert caught.args == [7]
+        assert len(seen) <= 0.8 / (TICK_MS / 1000) + 8  # about ten a second, however fast the job reports
+        assert any("/s" in text and "left" in text for text, _ in seen)
+        assert max(value for _, value in seen) > 500
+        assert panel.run_button.isEnabled()
+        assert panel.bar.isHidden()
+
+    def test_cancel(self, qtbot, panel):
+        def job(progress: JobProgress) -> None:
+            progress.stage("predicting", 10_000)
+            while True:
+                time.sleep(0.01)
+                progress.advance()
+
+        panel.start(job)
+        with qtbot.waitSignal(panel.stopped, timeout=WAIT_MS):
+            qtbot.mouseClick(panel.cancel_button, Qt.MouseButton.LeftButton)
+        assert panel.error.isHidden()
+        assert not threads()
+
+    @pytest.mark.parametrize(
+        ("error", "text"),
+        [
+            (StoreError("the disk is full"), "the disk is full"),
+            (RuntimeError("mat1 and mat2\n shapes"), "unexpected: RuntimeError: mat1 and mat2 shapes"),
+            (KeyError("x"), "unexpected: KeyError: 'x'"),
+            (SystemExit("out"), "unexpected: SystemExit: out"),
+        ],
+    )
+    def test_every_error_is_a_sentence(self, qtbot, panel, error, text):
+        """Guards the RuntimeError that a generator thread_worker swallows (FACTS.md, section 3)."""
+
+        def job(progress: JobProgress) -> None:
+            raise error
+
+        with qtbot.waitSignal(panel.failed, timeout=WAIT_MS):
+            panel.start(job)
+        assert panel.error.text() == text
+        assert panel.error.isVisible()
+        assert not panel.running
+        self.run(qtbot, panel, lambda progress: None)
+        assert panel.error.isHidden()
+
+    def test_the_window_stays_alive(self, qtbot, panel):
+        from qtpy.QtCore import QTimer
+
+        gaps, last = [], [time.perf_counter()]
+        timer = QTimer(panel)
+
+        def beat() -> None:
+            now = time.perf_counter()
+            gaps.append(now - last[0])
+            last[0] = now
+
+        timer.timeout.connect(beat)
+        timer.start(10)
+
+        def job(progress: JobProgress) -> None:
+            progress.stage("predicting", 10**6)
+            end = time.monotonic() + 0.7
+            while time.monotonic() < end:
+                progress.advance()
+
+        self.run(qtbot, panel, job)
+        assert np.median(gaps) < 0.1
+
+    def test_a_destroyed_panel_stops_its_job(self, qtbot):
+        panel = RunPanel("Predict")
+        stopped = threading.Event()
+
+        def job(progress: JobProgress) -> None:
+            try:
+                while True:
+                    time.sleep(0.01)
+                    progress.advance()
+            finally:
+                stopped.set()
+
+        panel.start(job)
+        panel.deleteLater()
+        wait_for(qtbot, stopped.is_set)
+
+
+@pytest.fixture
+def viewer(make_napari_viewer):
+    return make_napari_viewer()
+
+
+@pytest.fixture
+def predict(viewer, qtbot, bundle_folder, tmp_path) -> PredictWidget:
+    """The dock with the embedded slide, the tiny model and an output folder."""
+    dock = PredictWidget(viewer)
+    viewer.window.add_dock_widget(dock, name="Predict expression")
+    for data, settings, _ in layers.sample_slide_data():
+        viewer.add_image(data, **settings)
+    dock.model.add(bundle_folder)
+    dock.device.setCurrentText("cpu")
+    dock.output.edit.setText(str(tmp_path / "out"))
+    return dock
+
+
+@pytest.fixture
+def slowly(monkeypatch):
+    """Each block takes 0.15 s."""
+    from napari_peka.infer import engine
+
+    call = engine.Forward.__call__
+
+    def slow(self, tiles):
+        time.sleep(0.15)
+        return call(self, tiles)
+
+    monkeypatch.setattr(engine.Forward, "__call__", slow)
+
+
+def press(qtbot, dock: PredictWidget) -> None:
+    qtbot.mouseClick(dock.panel.run_button, Qt.MouseButton.LeftButton)
+
+
+def the_map(viewer):
+    (layer,) = [x for x in viewer.layers if layers.prediction_of(x) is not None]
+    return layer
+
+
+def test_predict_cancel_resume_explore(viewer, predict, slowly, qtbot, tmp_path):
+    explore = ExploreWidget(viewer)
+    viewer.window.add_dock_widget(explore, name="Explore expression")
+    assert not explore.table.isEnabled()
+    assert predict.form.isRowVisible(predict.mpp) is False
+    assert "0.499 µm/px" in predict.about.text()
+
+    press(qtbot, predict)
+    wait_for(qtbot, lambda: predict._map is not None and np.isfinite(predict._map.data).any())
+    partial = np.isfinite(the_map(viewer).data).sum()
+    assert predict.panel.running, "the map fills in while the job runs"
+    qtbot.mouseClick(predict.panel.cancel_button, Qt.MouseButton.LeftButton)
+    wait_for(qtbot, lambda: not predict.panel.running)
+    assert "goes on from there" in predict.panel.status.text()
+    assert np.isfinite(the_map(viewer).data).sum() >= partial
+    assert (tmp_path / "out" / "cmu_small_region.peka.zarr.partial").is_dir()
+
+    press(qtbot, predict)
+    wait_for(qtbot, lambda: not predict.panel.running)
+    assert predict.panel.error.isHidden(), predict.panel.error.text()
+    assert "from before" in predict.panel.status.text()
+    heat = the_map(viewer)
+    prediction = layers.prediction_of(heat)
+    np.testing.assert_allclose(heat.data, prediction.raster("ERBB2").data, rtol=1e-4)
+    assert (tmp_path / "out" / "cmu_small_region.peka.zarr").is_dir()
+    explore_story(viewer, explore, heat, qtbot)
+    assert not threads()
+
+
+def explore_story(viewer, explore, heat, qtbot) -> None:
+    assert explore.map.layer() is heat
+    assert explore.shown.rowCount() == 5
+    assert heat.colorbar.visible
+    assert heat.name_overlay.visible
+
+    explore.table.setFocus()
+    explore.table.selectRow(0)
+    qtbot.keyClick(explore.table, Qt.Key.Key_Down)
+    wait_for(qtbot, lambda: layers.gene_of(heat) == "KRT8")
+    assert heat.name == "KRT8 (log1p CP10K)"
+    assert "held-out PCC 0.35 (fair)" in explore.about.text()
+
+    qtbot.keyClicks(explore.search, "col1")
+    assert explore.shown.rowCount() == 1
+    qtbot.keyClick(explore.search, Qt.Key.Key_Return)
+    wait_for(qtbot, lambda: layers.gene_of(heat) == "COL1A1")
+    assert len(viewer.layers) == 2, "one layer for all genes"
+
+    explore.search.setText("ERBB3")
+    assert "did you mean ERBB2" in explore.error.text()
+    explore.search.clear()
+    assert explore.error.isHidden()
+    explore.pick("cd3e")
+    assert layers.gene_of(heat) == "CD3E"
+    assert "not measured" in explore.about.text()
+
+    explore.opacity.setValue(30)
+    assert heat.opacity == pytest.approx(0.3)
+    explore.bar.setChecked(False)
+    assert not heat.colorbar.visible
+    viewer.layers.remove(heat)
+    assert not explore.table.isEnabled()
+
+
+def test_a_drawn_region(viewer, predict, qtbot):
+    corners = np.array([[200, 200], [200, 700], [900, 700], [900, 200]])  # µm
+    predict.region.choose(viewer.add_shapes(corners, shape_type="ellipse", name="mine"))
+    assert predict.region.currentText() == "mine"
+    press(qtbot, predict)
+    wait_for(qtbot, lambda: not predict.panel.running)
+    assert predict.panel.error.isHidden(), predict.panel.error.text()
+    tiles = layers.prediction_of(the_map(viewer)).tiles
+    um = tiles.centre_yx * 0.499
+    assert (um.min(0) > (180, 180)).all()
+    assert (um.max(0) < (920, 720)).all()
+
+    predict.region.setCurrentIndex(0)  # the whole slide: another run, which must not mix into this one
+    press(qtbot, predict)
+    wait_for(qtbot, lambda: not predict.panel.running)
+    assert "belongs to another run" in predict.panel.error.text()
+    predict.replace.setChecked(True)
+    press(qtbot, predict)
+    wait_for(qtbot, lambda: not predict.panel.running)
+    assert predict.panel.error.isHidden()
+    assert len(layers.prediction_of(the_map(viewer)).tiles) > len(tiles)
+
+
+def test_a_slide_without_resolution(viewer, qtbot, bundle_folder, tmp_path, sample):
+    from PIL import Image as Pil
+
+    from napari_peka.io.slide import open_slide
+
+    with open_slide(sample) as slide:
+        Pil.fromarray(slide.thumbnail(800)).save(tmp_path / "photo.jpg")
+    dock = PredictWidget(viewer)
+    viewer.window.add_dock_widget(dock)
+    dock.open_slide(tmp_path / "photo.jpg")
+    dock.model.add(bundle_folder)
+    assert dock.form.isRowVisible(dock.mpp)
+    assert dock.output.folder() == tmp_path
+    press(qtbot, dock)
+    assert "fill in the µm per pixel" in dock.panel.error.text()
+    region = viewer.add_shapes(np.array([[0, 0], [0, 599], [799, 599], [799, 0]]), shape_type="rectangle")
+    dock.region.choose(region)
+    dock.mpp.setValue(1.85)
+    press(qtbot, dock)
+    wait_for(qtbot, lambda: not dock.panel.running)
+    assert dock.panel.error.isHidden(), dock.panel.error.text()
+    assert tuple(dock.slide.layer().scale) == pytest.approx((1.85, 1.85))
+    assert tuple(region.scale) == pytest.approx((1.85, 1.85))
+    assert the_map(viewer).extent.world[1].max() < 800 * 1.85 + 64
+    assert not dock.form.isRowVisible(dock.mpp)
+
+
+def test_what_is_wrong_is_one_sentence(viewer, predict, qtbot, tmp_path):
+    def error() -> str:
+        press(qtbot, predict)
+        wait_for(qtbot, lambda: not predict.panel.running)
+        return predict.panel.error.text()
+
+    (tmp_path / "file").touch()
+    predict.output.edit.setText(str(tmp_path / "file" / "below"))
+    assert "cannot write" in error()
+    predict.output.edit.setText("")
+    assert error() == "choose a folder for the result"
+    predict.output.edit.setText(str(tmp_path))
+    predict.device.setCurrentText("toaster")
+    assert "toaster" in error()
+    predict.device.setCurrentText("cpu")
+    predict.model.add(tmp_path / "file")
+    assert "neither a bundle folder nor" in error()
+    predict.region.choose(viewer.add_shapes(name="empty"))
+    assert "no area in the layer 'empty'" in error()
+    viewer.layers.clear()
+    assert error() == "there is no slide; open one first"
+    predict.open_slide(tmp_path / "nothing.svs")
+    assert "nothing.svs" in predict.panel.error.text()
+    assert len(viewer.layers) == 0
+
+
+def test_a_runtime_error_of_torch_is_told(predict, qtbot, monkeypatch):
+    from napari_peka import workflows
+
+    def fail(*_, **__):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(workflows, "_embed", fail)
+    with qtbot.waitSignal(predict.panel.failed, timeout=WAIT_MS):
+        press(qtbot, predict)
+    assert predict.panel.error.text() == "unexpected: RuntimeError: shapes cannot be multiplied"
+
+
+def test_closing_the_viewer_mid_run_leaves_no_thread(viewer, predict, slowly, qtbot):
+    press(qtbot, predict)
+    wait_for(qtbot, lambda: predict._map is not None)
+    assert threads()
+    viewer.close()
+    assert not threads()
+
+
+def test_the_map_may_be_removed_mid_run(viewer, predict, slowly, qtbot):
+    press(qtbot, predict)
+    wait_for(qtbot, lambda: predict._map is not None)
+    viewer.layers.remove(predict._map)
+    wait_for(qtbot, lambda: not predict.panel.running)
+    assert predict.panel.error.isHidden()
+
+
+def test_a_stored_result_is_opened(viewer, qtbot, tmp_path, sample, tiny_model):
+    from napari_peka.io.slide import open_slide
+    from napari_peka.workflows import predict as run
+
+    with open_slide(sample) as slide:
+        run(slide, tiny_model, output=tmp_path / "a.peka.zarr")
+    dock = ExploreWidget(viewer)
+    qtbot.addWidget(dock)
+    dock.open_result(tmp_path / "a.peka.zarr")
+    assert dock.gene() == "ERBB2"
+    [(_, settings, _)] = layers.read_layers(str(tmp_path / "a.peka.zarr"))
+    assert settings["name"] == "ERBB2 (log1p CP10K)"
+    dock.open_result(tmp_path / "b.peka.zarr")
+    assert "there is no result" in dock.error.text()
+
+
+def test_docks_are_slim_and_have_tooltips(viewer, qtbot):
+    for kind in (PredictWidget, ExploreWidget):
+        dock = kind(viewer)
+        qtbot.addWidget(dock)
+        assert dock.maximumWidth() <= 350
+        assert dock.minimumSizeHint().width() <= 350
+    dock = PredictWidget(viewer)
+    qtbot.addWidget(dock)
+    for field in (dock.slide, dock.model, dock.region, dock.device, dock.output.edit, dock.mpp, dock.replace):
+        assert field.toolTip()
+
+
+def test_by_default_the_result_lies_beside_the_slide(tmp_path, sample, monkeypatch):
+    assert default_folder(tmp_path / "a.svs") == (tmp_path, "")
+    assert default_folder(sample)[0].name == "napari-peka"
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    folder, note = default_folder(tmp_path / "a.svs")
+    assert folder.name == "napari-peka"
+    assert "You may not write beside the slide" in note
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left():
+    yield
+    gc.collect()
+    assert not threads()
