@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Set up napari-peka on a fresh machine and run it. Needs nothing but Python 3.10 to 3.13.
+"""Set up napari-peka on a fresh machine and run it. Needs nothing but Python 3.11 to 3.13.
 
     python3 start.py demo    set up, run the main job on the embedded slide and model, leave a picture
     python3 start.py test    set up, and pass every check and test
@@ -38,8 +38,8 @@ def main() -> int:
     if what not in ("demo", "test"):
         print(__doc__)
         return 2
-    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
-        print(f"error: Python 3.10 to 3.13 is needed, this is {platform.python_version()}")
+    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+        print(f"error: Python 3.11 to 3.13 is needed, this is {platform.python_version()}")
         return 2
     system_packages(needed=what == "test")
     install("all" if what == "demo" else "all,test,docs")

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from napari_peka.models.encoder import choose_device, choose_precision, load_encoder
 
 from napari_peka.core.geometry import TileSpec, TileTable
 from napari_peka.infer.engine import Forward, embed
 from napari_peka.infer.schedule import Schedule
 from napari_peka.io.slide import open_slide
 from napari_peka.models.bundle import BundleSpec, save_bundle
+from napari_peka.models.encoder import choose_device, choose_precision, load_encoder
 from napari_peka.models.registry import encoder_card
 from napari_peka.models.student import Student
 from napari_peka.train.gene_head import fit_pca_ridge, pearson

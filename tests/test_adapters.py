@@ -12,8 +12,8 @@ from napari_peka.models.registry import AdapterSpec, encoder_card
 
 torch = pytest.importorskip("torch")
 
-from napari_peka.models import adapters  # noqa: E402
-from napari_peka.models.encoder import load_encoder  # noqa: E402
+from napari_peka.models import adapters
+from napari_peka.models.encoder import load_encoder
 
 SPECS = [
     AdapterSpec("bone", 8),

@@ -111,9 +111,7 @@ def demo(
         raise SettingError(entry["error"])
     _out(entry, as_json, f"map      {entry['output']}\npicture  {entry['pictures'][0]}")
     if open_napari:
-        from napari_peka.gui.launch import open_result
-
-        open_result(sample_slide(), Path(entry["output"]), DEMO_GENE)
+        _open_napari(sample_slide(), entry["output"], DEMO_GENE)
 
 
 @app.command()
@@ -218,6 +216,15 @@ def doctor(as_json: Json = False) -> None:
         as_json,
         "\n".join(f"{'ok ' if c['ok'] else '-- '} {c['name']:<12} {c['text']}" for c in checks),
     )
+
+
+def _open_napari(slide: Path, result: str, gene: str) -> None:
+    """Open napari in a process of its own and wait until it is closed: this floor knows nothing of windows."""
+    import subprocess
+
+    command = [sys.executable, "-m", "napari_peka.gui.launch", str(slide), result, gene]
+    if code := subprocess.run(command, check=False).returncode:
+        raise typer.Exit(code)
 
 
 def _model(name: str) -> Any:

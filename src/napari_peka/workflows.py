@@ -79,8 +79,8 @@ def plan_tiles(
     if not len(tiles):
         where = f"{slide.path.name}" if region is None else f"the region of {slide.path.name}"
         raise NoTissue(
-            f"no tissue found in {where}: no tile of {tiles.spec.size_um:.0f} µm has {config.min_tissue:.0%} of tissue; "
-            "lower min_tissue, or check that this is an H&E slide"
+            f"no tissue found in {where}: no tile of {tiles.spec.size_um:.0f} µm has {config.min_tissue:.0%} of "
+            "tissue; lower min_tissue, or check that this is an H&E slide"
         )
     return tiles
 

@@ -84,7 +84,8 @@ class GeneHead:
     def values(self, embeddings: FloatArray, gene: str) -> npt.NDArray[np.float32]:
         """Return the expression of one gene, shape ``(n,)``, in :attr:`unit`; NaN where the embedding is NaN."""
         i = self.index(gene)
-        return np.asarray(embeddings, np.float32) @ self.weights[:, i] + self.bias[i]
+        values: npt.NDArray[np.float32] = np.asarray(embeddings, np.float32) @ self.weights[:, i] + self.bias[i]
+        return values
 
     def matrix(self, embeddings: FloatArray, genes: Sequence[str] | None = None) -> npt.NDArray[np.float32]:
         """Return the expression of several genes (all by default), shape ``(n, n_genes)``."""

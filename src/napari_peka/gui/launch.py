@@ -1,10 +1,11 @@
-"""Opening napari from the command line."""
+"""Opening napari from the command line: ``python -m napari_peka.gui.launch SLIDE RESULT GENE``."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from napari_peka.core.errors import SettingError
+from napari_peka.core.errors import PekaError, SettingError
 from napari_peka.doctor import has_display
 
 
@@ -22,12 +23,23 @@ def open_result(slide: Path, result: Path, gene: str) -> None:
         import napari
     except ImportError as e:
         raise SettingError("napari is not installed; install it with: pip install 'napari-peka[gui]'") from e
-    from napari_peka.gui.layers import heatmap_layer, slide_layer
-    from napari_peka.io.slide import open_slide
-    from napari_peka.io.store import read_prediction
-
     viewer = napari.Viewer(title=f"{slide.name} — napari-peka")
-    opened = open_slide(slide)
-    for data, settings, kind in (slide_layer(opened), heatmap_layer(read_prediction(result), gene)):
-        viewer._add_layer_from_data(data, settings, kind)
+    viewer.open([slide, result], plugin="napari-peka")
+    explore = viewer.window.add_plugin_dock_widget("napari-peka", "Explore expression")[1]
+    explore.pick(gene)
     napari.run()
+
+
+def main() -> int:
+    """Open what the command line names."""
+    slide, result, gene = sys.argv[1:]
+    try:
+        open_result(Path(slide), Path(result), gene)
+    except PekaError as e:
+        print(f"error: {e}", file=sys.stderr)  # noqa: T201
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

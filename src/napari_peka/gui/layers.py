@@ -291,7 +291,7 @@ def get_reader(path: str | Sequence[str]) -> Callable[[Any], list[LayerTuple]] |
     return read_layers
 
 
-def read_layers(path: str | Sequence[str]) -> list[LayerTuple]:
+def read_layers(path: str | Sequence[str]) -> list[Any]:
     """Open slides and predicted maps; an error is one sentence in the viewer, never a traceback."""
     from napari_peka.io.slide import open_slide
     from napari_peka.io.store import read_prediction
@@ -308,7 +308,7 @@ def read_layers(path: str | Sequence[str]) -> list[LayerTuple]:
                 _say(f"{slide.path.name}: {w}" for w in slide.warnings)
         except PekaError as e:
             _say([str(e)], error=True)
-    return layers or [(None,)]  # type: ignore[list-item] # npe2's word for "read, and nothing to show"
+    return layers or [(None,)]  # npe2's word for "read, and nothing to show"
 
 
 def sample_slide_data() -> list[LayerTuple]:
@@ -353,9 +353,9 @@ def _tif_is_slide(path: Path) -> bool:
     try:
         with tifffile.TiffFile(path) as file:
             page = file.pages[0]
-            colour = page.samplesperpixel in (3, 4) and page.bitspersample == 8  # type: ignore[union-attr]
-            large = max(page.imagelength, page.imagewidth) >= _SLIDE_PX  # type: ignore[union-attr]
-            levels = len(file.pages) > 1 or bool(page.subifds)  # type: ignore[union-attr]
-            return bool(colour and page.is_tiled and (large or levels))  # type: ignore[union-attr]
+            colour = page.samplesperpixel in (3, 4) and page.bitspersample == 8
+            large = max(page.imagelength, page.imagewidth) >= _SLIDE_PX
+            levels = len(file.pages) > 1 or bool(page.subifds)
+            return bool(colour and page.is_tiled and (large or levels))
     except (OSError, ValueError, IndexError, tifffile.TiffFileError):
         return False

@@ -218,7 +218,7 @@ def _difference(flat: FloatImage, glass: FloatImage, sigma: float) -> tuple[Floa
     size = max(3, round(3 * sigma) | 1)
     # of the detail, not the slope: a smear that fades out varies widely but smoothly
     detail = distance - ndimage.gaussian_filter(distance, 1.5 * sigma, truncate=3)
-    texture = np.sqrt(ndimage.uniform_filter(detail**2, size))
+    texture = np.sqrt(np.maximum(ndimage.uniform_filter(detail**2, size), 0))  # a running sum may fall below 0
     on_glass = delta[distance < 10]
     if len(on_glass) < 20:
         return distance, texture, 0.0

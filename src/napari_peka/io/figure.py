@@ -22,9 +22,7 @@ CONTRAST = (2.0, 98.0)
 BARS_UM = (50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
-def contrast_limits(
-    values: npt.NDArray[np.floating], percentiles: tuple[float, float] = CONTRAST
-) -> tuple[float, float]:
+def contrast_limits(values: npt.NDArray[Any], percentiles: tuple[float, float] = CONTRAST) -> tuple[float, float]:
     """Return the values at two percentiles, widened when they are equal; NaN is left out."""
     finite = values[np.isfinite(values)]
     if not len(finite):

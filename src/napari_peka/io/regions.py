@@ -193,7 +193,7 @@ def _shape(geometry: dict[str, Any], path: Path) -> Any:
     try:
         made = shapely.geometry.shape(geometry)
     # shapely lets through whatever its C library or the loop over wrong nesting says
-    except Exception as e:  # noqa: BLE001
+    except Exception as e:
         raise RegionError(f"{path} holds a {geometry['type']} with unusable coordinates ({e}); {_DRAW}") from e
     return _mended(made, f"a {geometry['type']} in {path}")
 

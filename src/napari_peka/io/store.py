@@ -216,6 +216,7 @@ class RunStore:
         files.remove_tree(self.partial)
 
     def _assemble(self, target: Path, blocks: Sequence[Block]) -> None:
+        import anndata
         import zarr
 
         read_ok = np.ones(len(self.tiles), bool)
@@ -223,8 +224,11 @@ class RunStore:
             read_ok[block.start : block.stop] = self._whole(block)[1]
         adata = _anndata(self.tiles, self.head, read_ok, self.record)
         adata.obsm[EMBEDDINGS] = np.zeros((len(self.tiles), 0), np.float16)  # anndata makes the group; filled below
-        adata.write_zarr(target)
-        group = zarr.open_group(str(target), mode="r+")["obsm"]
+        # format 2: every anndata that people still have opens it
+        root = zarr.open_group(str(target), mode="w", zarr_format=2)
+        adata.strings_to_categoricals()
+        anndata.io.write_elem(root, "/", adata)
+        group = root["obsm"]
         attrs = dict(group[EMBEDDINGS].attrs)
         del group[EMBEDDINGS]
         shape = (len(self.tiles), self.n_dims)

@@ -44,7 +44,7 @@ def add_adapter(encoder: nn.Module, spec: AdapterSpec) -> nn.Module:
         If no layer matches the target, or the rank does not fit the layers.
     """
     encoder.requires_grad_(spec.kind == "full")
-    encoder.peka_adapter = spec.kind  # type: ignore[assignment]
+    encoder.peka_adapter = spec.kind
     if spec.kind in ("none", "full"):
         return encoder
     targets = target_layers(encoder, spec.target)
@@ -122,14 +122,14 @@ def load_adapter_state(module: nn.Module, tensors: dict[str, torch.Tensor]) -> N
 def merge_adapter(module: nn.Module) -> nn.Module:
     """Fold the adapter into the weights: the plain encoder again, with the adapter's outputs and no extra cost."""
     if _kind(module) in ("none", "full"):
-        module.peka_adapter = "none"  # type: ignore[assignment]
+        module.peka_adapter = "none"
         return module.requires_grad_(False)
     for name, layer in list(module.named_modules()):
         if _is_tuner(layer):
-            layer.merge()  # type: ignore[operator]
+            layer.merge()
             parent, _, leaf = name.rpartition(".")
-            setattr(module.get_submodule(parent), leaf, layer.get_base_layer())  # type: ignore[operator]
-    module.peka_adapter = "none"  # type: ignore[assignment]
+            setattr(module.get_submodule(parent), leaf, layer.get_base_layer())
+    module.peka_adapter = "none"
     for leftover in ("peft_config", "_hf_peft_config_loaded"):
         if hasattr(module, leftover):
             delattr(module, leftover)
@@ -190,5 +190,5 @@ def _is_adapter(module: nn.Module, name: str) -> bool:
     for i in range(len(parts) - 1, 0, -1):
         layer = module.get_submodule(".".join(parts[:i]))
         if _is_tuner(layer):
-            return parts[i] in layer.adapter_layer_names  # type: ignore[operator]
+            return parts[i] in layer.adapter_layer_names
     return False

@@ -60,7 +60,7 @@ class Encoder(nn.Module):
         if self.pooling == "model":
             out: torch.Tensor = self.trunk(x)
             return out
-        return self.pool(self.trunk.forward_features(x))  # type: ignore[operator]
+        return self.pool(self.trunk.forward_features(x))
 
     def pool(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return ``(b, dim)`` from all tokens ``(b, n, width)``, class and register tokens first."""
@@ -91,7 +91,10 @@ def complete(card: EncoderCard) -> EncoderCard:
     cfg = timm.get_pretrained_cfg(card.arch, allow_unregistered=True)
     with torch.device("meta"):
         trunk = timm.create_model(card.arch, pretrained=False, num_classes=0)
-    known = {"px": int(trunk.default_cfg["input_size"][-1]), "dim": int(getattr(trunk, "head_hidden_size", 0))}
+    known: dict[str, Any] = {
+        "px": int(trunk.default_cfg["input_size"][-1]),
+        "dim": int(getattr(trunk, "head_hidden_size", 0)),
+    }
     if cfg is not None and cfg.hf_hub_id:
         known |= {"hub_id": cfg.hf_hub_id, "page": f"https://huggingface.co/{cfg.hf_hub_id}"}
         known |= {"mean": tuple(cfg.mean), "std": tuple(cfg.std), "weights_file": "model.safetensors"}

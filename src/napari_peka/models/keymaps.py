@@ -82,7 +82,9 @@ def from_conch(tensors: Tensors) -> Tensors:
         width = pool["attn.q_proj_weight"].shape[0]
         out["pooler.q.bias"] = pool["attn.in_proj_bias"][:width]
         out["pooler.kv.bias"] = pool["attn.in_proj_bias"][width:]
-    return out | _renamed(_under(tensors, "visual.ln_contrast."), "pooler.ln_out.", {"weight": "weight", "bias": "bias"})
+    return out | _renamed(
+        _under(tensors, "visual.ln_contrast."), "pooler.ln_out.", {"weight": "weight", "bias": "bias"}
+    )
 
 
 def from_conch15(tensors: Tensors) -> Tensors:

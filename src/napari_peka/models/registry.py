@@ -125,7 +125,12 @@ class AdapterSpec:
 def _card(name: str, arch: str, dim: int, norm: tuple[RGB, RGB], licence: str, **more: Any) -> EncoderCard:
     kwargs = tuple(sorted(more.pop("kwargs", {}).items()))
     hub = more.get("hub_id")
-    defaults = {"px": 224, "mpp": 0.5, "pooling": "cls", "page": f"https://huggingface.co/{hub}" if hub else ""}
+    defaults: dict[str, Any] = {
+        "px": 224,
+        "mpp": 0.5,
+        "pooling": "cls",
+        "page": f"https://huggingface.co/{hub}" if hub else "",
+    }
     return EncoderCard(
         name=name, arch=arch, dim=dim, mean=norm[0], std=norm[1], licence=licence, kwargs=kwargs, **(defaults | more)
     )  # fmt: skip

@@ -93,7 +93,8 @@ def build_student(model: Model, *, weights: str | None = None, offline: bool = F
         )
     encoder = load_encoder(card, weights=weights, offline=offline)
     if spec.adapter.kind != "none":
-        from napari_peka.models.adapters import add_adapter, load_adapter_state, merge_adapter  # peft: seconds to import
+        # peft takes seconds to import
+        from napari_peka.models.adapters import add_adapter, load_adapter_state, merge_adapter
 
         add_adapter(encoder, model.adapter)
         load_adapter_state(encoder, _torch(model, ADAPTER))
@@ -105,7 +106,7 @@ def build_student(model: Model, *, weights: str | None = None, offline: bool = F
                 f"{model.name}: the translation reads {spec.translate[0]} numbers, {card.name} gives {card.dim}"
             )
         translate = translate_mlp(spec.translate)
-        linear = [m for m in translate if isinstance(m, nn.Linear)]  # type: ignore[attr-defined]
+        linear = [m for m in translate if isinstance(m, nn.Linear)]
         tensors = _torch(model, TRANSLATE)
         for i, layer in enumerate(linear):
             layer.weight.data.copy_(tensors[f"{i}.weight"])
@@ -114,11 +115,13 @@ def build_student(model: Model, *, weights: str | None = None, offline: bool = F
     width["image+peka"] = width["image"] + width["peka"]
     if width[spec.head.features] != model.head.n_dims:
         raise BundleError(
-            f"{model.name}: the gene head reads {model.head.n_dims} numbers, {card.name} gives {width[spec.head.features]}"
+            f"{model.name}: the gene head reads {model.head.n_dims} numbers, "
+            f"{card.name} gives {width[spec.head.features]}"
         )
     p = spec.preprocessing
     student = Student(encoder, p.mean, p.std, translate, spec.head.features)
-    return student.eval().requires_grad_(False)
+    student.eval().requires_grad_(False)
+    return student
 
 
 def _torch(model: Model, prefix: str) -> dict[str, torch.Tensor]:

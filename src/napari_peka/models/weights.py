@@ -164,13 +164,13 @@ def _from_hub(card: EncoderCard, offline: bool) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     if offline or constants.HF_HUB_OFFLINE:
-        raise EncoderUnavailable(f"the weights of {card.name} are not here and nothing is fetched offline; {_put_it(card)}")
+        raise EncoderUnavailable(
+            f"the weights of {card.name} are not here and nothing is fetched offline; {_put_it(card)}"
+        )
     missing: Exception | None = None
     for name in candidates(card):
         try:
-            return Path(
-                hf_hub_download(str(card.hub_id), name, revision=card.revision, library_name="napari-peka")
-            )
+            return Path(hf_hub_download(str(card.hub_id), name, revision=card.revision, library_name="napari-peka"))
         except LocalEntryNotFoundError as e:
             raise EncoderUnavailable(f"the hub cannot be reached for {card.name}; {_put_it(card)}") from e
         except EntryNotFoundError as e:

@@ -71,7 +71,8 @@ def _from_hub(repo: str, offline: bool) -> Path:
         ]
     except GatedRepoError as e:
         raise EncoderUnavailable(
-            f"the model {repo} is gated: ask for access at https://huggingface.co/{repo}, then log in with `hf auth login`"
+            f"the model {repo} is gated: ask for access at https://huggingface.co/{repo}, "
+            "then log in with `hf auth login`"
         ) from e
     except (RepositoryNotFoundError, LocalEntryNotFoundError) as e:
         raise UnknownName(
