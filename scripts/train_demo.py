@@ -116,21 +116,26 @@ def spec_of(encoder: str) -> TileSpec:
 
 
 def read(folder: Path, name: str) -> Section:
-    """Read one section, its resolution from the array's pitch, and embed its spots."""
+    """Read one section and embed its spots."""
+    spots, counts, mpp = read_spots(folder, name)
+    centre = spots[["pixel_y", "pixel_x"]].to_numpy(float)
+    with open_slide(folder / f"{name}.jpg", mpp=mpp) as slide:
+        features = embed_spots(slide, centre)
+        print(f"{name}: {len(spots)} spots, {mpp:.4f} µm/px", flush=True)
+        return Section(name, slide.fingerprint, mpp, centre, counts, features)
+
+
+def read_spots(folder: Path, name: str) -> tuple[pd.DataFrame, pd.DataFrame, float]:
+    """Return the selected spots of a section, their counts, and the image's µm per pixel from the array's pitch."""
     spots = pd.read_csv(folder / f"{name}_selection.tsv", sep="\t")
     spots = spots[spots["selected"] == 1]
     counts = pd.read_csv(folder / f"{name}.tsv.gz", sep="\t", index_col=0)
     spots.index = [f"{x}x{y}" for x, y in zip(spots["x"], spots["y"])]
     both = [i for i in spots.index if i in counts.index]
     spots, counts = spots.loc[both], counts.loc[both]
-    centre = spots[["pixel_y", "pixel_x"]].to_numpy(float)
     # spots are printed with some jitter: the slope over the whole array is the pitch, not the nearest neighbour
     pitch = [np.polyfit(spots[array], spots[pixel], 1)[0] for array, pixel in (("x", "pixel_x"), ("y", "pixel_y"))]
-    mpp = PITCH_UM / float(np.mean(pitch))
-    with open_slide(folder / f"{name}.jpg", mpp=mpp) as slide:
-        features = embed_spots(slide, centre)
-        print(f"{name}: {len(both)} spots, {mpp:.4f} µm/px", flush=True)
-        return Section(name, slide.fingerprint, mpp, centre, counts, features)
+    return spots, counts, PITCH_UM / float(np.mean(pitch))
 
 
 def embed_spots(slide, centre: np.ndarray) -> np.ndarray:
@@ -149,7 +154,11 @@ def embed_spots(slide, centre: np.ndarray) -> np.ndarray:
 
 
 def targets(section: Section, genes: list[str]) -> np.ndarray:
-    counts = section.counts
+    return targets_of(section.counts, genes)
+
+
+def targets_of(counts: pd.DataFrame, genes: list[str]) -> np.ndarray:
+    """Return log1p counts per ten thousand of some genes, ``(n_spots, n_genes)``."""
     total = counts.to_numpy(float).sum(1, keepdims=True)
     return np.log1p(counts.reindex(columns=genes, fill_value=0).to_numpy(float) / total * 1e4)
 

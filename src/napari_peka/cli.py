@@ -34,6 +34,8 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 
 #: a known gene that the demo model predicts well
 DEMO_GENE = "ERBB2"
+#: a quarter of the demo model's tile: the embedded slide is 1.5 mm high, whole tiles would be a coarse map
+DEMO_STRIDE_PX = 56
 #: bad input is 2; these come from the machine, not from what was asked
 _MACHINE = (StoreError, DeviceError, EncoderUnavailable)
 
@@ -104,9 +106,11 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Run the main job on the embedded slide and model, offline."""
+    from napari_peka.config import PredictConfig, checked
     from napari_peka.io.sample import sample_slide
 
-    entry = _predict_one(sample_slide(), _model("demo"), output, [DEMO_GENE], device=device)
+    config = checked(PredictConfig, device=device, stride_px=DEMO_STRIDE_PX)
+    entry = _predict_one(sample_slide(), _model("demo"), output, [DEMO_GENE], config=config)
     if "error" in entry:
         raise SettingError(entry["error"])
     _out(entry, as_json, f"map      {entry['output']}\npicture  {entry['pictures'][0]}")
@@ -239,7 +243,7 @@ def _result_name(slide: Path) -> str:
 
 def _predict_one(
     path: Path, model: Any, output: Path, genes: list[str], *, roi: Path | None = None, mpp: float | None = None,
-    config: PredictConfig | None = None, overwrite: bool = False, device: str = "auto",
+    config: PredictConfig | None = None, overwrite: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Predict one slide; what is wrong with it comes back as its entry's ``error`` and does not stop the others."""
     from napari_peka.config import PredictConfig
@@ -257,7 +261,7 @@ def _predict_one(
             make_folder(output)
             target = output / _result_name(path)
             prediction: Prediction = run(
-                slide, model, output=target, region=region, config=config or PredictConfig(device=device),
+                slide, model, output=target, region=region, config=config or PredictConfig(),
                 overwrite=overwrite, progress=progress,
             )  # fmt: skip
             progress.stage("drawing")
