@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from napari_peka.io.slide import Slide
     from napari_peka.models.bundle import Model
 
+#: a slide this many times coarser than what the model reads is worth a warning
+ENLARGED = 1.5
 OnStart = Callable[["Prediction", Schedule], None]
 OnBlock = Callable[[Block, npt.NDArray[np.float16], npt.NDArray[np.bool_]], None]
 
@@ -148,6 +150,11 @@ def predict(
     from napari_peka.models.encoder import choose_device, choose_precision
 
     began = perf_counter()
+    if max(slide.mpp) > ENLARGED * model.tile_spec().mpp:
+        progress.note(
+            f"{slide.path.name} has {max(slide.mpp):.2f} µm/px, the model reads {model.tile_spec().mpp}: it sees "
+            f"an enlarged, blurred picture, and its values mean little"
+        )
     progress.stage("finding tissue")
     tiles = plan_tiles(slide, model, config, tissue=tissue, region=region)
     device = choose_device(config.device)
@@ -177,12 +184,11 @@ def predict(
         schedule = Schedule(blocks, before)
         if on_start:
             on_start(live, schedule)
-        progress.stage("predicting", len(tiles))
         for block in blocks:
             if block.index in before and (data := store.read_block(block)) is not None:
                 keep(block, *data, write=False)
-                progress.advance(len(block))
         resumed = sum(len(b) for b in blocks if b.index in before)
+        progress.stage("predicting", len(tiles), done=resumed)
         started = perf_counter()
         if len(schedule):
             _embed(slide, tiles, model, student, device, dtype, schedule, keep, config, progress)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,10 @@ from napari_peka.core.errors import SettingError
 
 #: tiles along a block's side: 64 tiles amortise a read and fill a batch, yet a block is done within seconds
 BLOCK_SIDE = 8
+#: tiles a block at most, however densely spots lie
+BLOCK_TILES = BLOCK_SIDE**2
+#: a share of an area is known to about 1e-12: a tile that lies wholly on tissue must pass a least share of 1
+_SHARE_SLACK = 1e-9
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int32]
@@ -126,7 +131,15 @@ class Block:
         return self.rect.y + self.rect.h / 2, self.rect.x + self.rect.w / 2
 
     def cut(self, image: npt.NDArray[np.uint8], size_px: int) -> npt.NDArray[np.uint8]:
-        """Cut the block's image into its tiles, shape ``(n, size_px, size_px, 3)``."""
+        """Cut the block's image into its tiles, shape ``(n, size_px, size_px, 3)``.
+
+        Raises
+        ------
+        ValueError
+            If the image has not the block's shape: it was read at another mpp, and every tile would be shifted.
+        """
+        if image.shape[:2] != self.shape_px:
+            raise ValueError(f"block {self.index} is {self.shape_px} px, its image {image.shape[:2]}: another mpp?")
         out = np.empty((len(self), size_px, size_px, image.shape[2]), image.dtype)
         for tile, (y, x) in zip(out, self.offsets_px):
             tile[:] = image[y : y + size_px, x : x + size_px]
@@ -228,6 +241,8 @@ class TileTable:
             raise ValueError(f"grid_yx must have shape ({n}, 2), got {self.grid_yx.shape}")
         if self.ids is not None and len(self.ids) != n:
             raise ValueError(f"{n} tiles need {n} ids, got {len(self.ids)}")
+        if not np.isfinite(self.centre_yx).all() or min(self.slide_mpp) <= 0:
+            raise ValueError(f"tiles need finite centres and a positive slide mpp, got {self.slide_mpp}")
         if n and (np.diff(self.block) < 0).any():
             raise ValueError("tiles must be sorted by block")
 
@@ -262,7 +277,7 @@ class TileTable:
         *,
         tissue: Raster | None = None,
         min_tissue: float = 0.25,
-        region: object | None = None,
+        region: Any = None,
         min_region: float = 0.5,
     ) -> TileTable:
         """Lay a regular grid over a slide and keep the tiles with enough tissue.
@@ -291,35 +306,25 @@ class TileTable:
         # the last tile is the one whose centre still lies on the slide
         rows, cols = (int(max(1, np.ceil((shape[i] - size[i] / 2) / step[i]))) for i in (0, 1))
         r0, r1, c0, c1 = 0, rows, 0, cols
-        if region is not None:
-            x_lo, y_lo, x_hi, y_hi = region.bounds  # type: ignore[attr-defined]
+        if region is not None and not region.is_empty:
+            x_lo, y_lo, x_hi, y_hi = region.bounds
             r0, r1 = max(0, int((y_lo - size[0]) // step[0])), min(rows, int(y_hi // step[0]) + 1)
             c0, c1 = max(0, int((x_lo - size[1]) // step[1])), min(cols, int(x_hi // step[1]) + 1)
-        index = np.stack(
-            np.meshgrid(np.arange(r0, r1, dtype=np.int32), np.arange(c0, c1, dtype=np.int32), indexing="ij"),
-            -1,
-        ).reshape(-1, 2)
+        index = np.indices((max(0, r1 - r0), max(0, c1 - c0)), np.int32).reshape(2, -1).T + np.array((r0, c0), np.int32)
         keep = np.ones(len(index), bool)
         corner = index * step
         rects = np.concatenate([corner, np.broadcast_to(size, corner.shape)], axis=1)
         if tissue is not None:
-            keep &= tissue.fraction(rects) >= max(min_tissue, 1e-9)
+            keep &= tissue.fraction(rects) >= _least(min_tissue)
         if region is not None and keep.any():
-            keep[keep] = _share_inside(rects[keep], region) >= max(min_region, 1e-9)
+            keep[keep] = _share_inside(rects[keep], region) >= _least(min_region)
         index, centre = index[keep], (corner + size / 2)[keep]
         across = -(-cols // BLOCK_SIDE)
         cell = (index[:, 0] // BLOCK_SIDE).astype(np.int64) * across + index[:, 1] // BLOCK_SIDE
         order = np.argsort(cell, kind="stable")
         _, block = np.unique(cell[order], return_inverse=True)
-        return cls(
-            centre[order],
-            spec,
-            slide_mpp,
-            index[order].astype(np.int32),
-            None,
-            block.astype(np.int32),
-            (rows, cols),
-        )
+        grid = index[order].astype(np.int32)
+        return cls(centre[order], spec, slide_mpp, grid, None, block.astype(np.int32), (rows, cols))
 
     @classmethod
     def spots(
@@ -337,16 +342,20 @@ class TileTable:
             The spots' tiles, sorted by block.
         order
             ``table`` row *i* is spot ``order[i]`` of the input, intp ``(n,)``.
+
+        Raises
+        ------
+        SettingError
+            If a position is not finite, or there are not as many ids as spots.
         """
         centre = np.asarray(centre_yx, np.float64).reshape(-1, 2)
-        side = np.array(spec.stride0(slide_mpp)) * BLOCK_SIDE
-        cell_yx = np.floor(centre / side).astype(np.int64)
-        cell_yx -= cell_yx.min(0, initial=0)
-        cell = cell_yx[:, 0] * (cell_yx[:, 1].max(initial=0) + 1) + cell_yx[:, 1]
-        order = np.argsort(cell, kind="stable")
-        _, block = np.unique(cell[order], return_inverse=True)
+        if ids is not None and len(ids) != len(centre):
+            raise SettingError(f"{len(centre)} spots need as many ids, got {len(ids)}")
+        if nowhere := int((~np.isfinite(centre).all(1)).sum()):
+            raise SettingError(f"{nowhere} of {len(centre)} spots have no finite position; leave them out")
+        order, block = _spot_blocks(centre / (np.array(spec.stride0(slide_mpp)) * BLOCK_SIDE))
         names = None if ids is None else tuple(str(ids[i]) for i in order)
-        return cls(centre[order], spec, slide_mpp, None, names, block.astype(np.int32)), order
+        return cls(centre[order], spec, slide_mpp, None, names, block), order
 
     def blocks(self) -> list[Block]:
         """Return the blocks, in the order of their tiles."""
@@ -394,7 +403,39 @@ class TileTable:
         return Raster(data, (float(step[0]), float(step[1])), (origin[0], origin[1]), units)
 
 
-def _share_inside(rects: FloatArray, region: object) -> FloatArray:
+def _spot_blocks(at_yx: FloatArray) -> tuple[npt.NDArray[np.intp], IntArray]:
+    """Return an order of spots in which each block is a run, and the block of each spot in that order.
+
+    A block is a cell of the unit grid; a cell with more spots than a block may have is halved until it fits: spots
+    that overlap many times (bins of 8 µm) must not make a block of gigabytes.
+    """
+    cell_yx = np.floor(at_yx).astype(np.int64)
+    cell_yx -= cell_yx.min(0, initial=0)
+    cell = cell_yx[:, 0] * (cell_yx[:, 1].max(initial=0) + 1) + cell_yx[:, 1]
+    order = np.argsort(cell, kind="stable")
+    cells = np.split(order, np.flatnonzero(np.diff(cell[order])) + 1)
+    runs = [run for rows in cells for run in _halved(at_yx, rows)]
+    block = np.repeat(np.arange(len(runs), dtype=np.int32), [len(run) for run in runs])
+    return np.concatenate(runs), block
+
+
+def _halved(at_yx: FloatArray, rows: npt.NDArray[np.intp]) -> Iterator[npt.NDArray[np.intp]]:
+    """Cut a group of spots across its longer side until no part has more than a block may have."""
+    if len(rows) <= BLOCK_TILES:
+        yield rows
+        return
+    along = at_yx[rows, int(np.ptp(at_yx[rows], axis=0).argmax())]
+    by_place = rows[np.argsort(along, kind="stable")]
+    for half in np.array_split(by_place, 2):
+        yield from _halved(at_yx, np.sort(half))
+
+
+def _least(share: float) -> float:
+    """Return the share that a tile must reach: a little less than asked for, but never nothing at all."""
+    return max(share - _SHARE_SLACK, _SHARE_SLACK)
+
+
+def _share_inside(rects: FloatArray, region: Any) -> FloatArray:
     import shapely
 
     y, x, h, w = rects.T

@@ -16,8 +16,8 @@ class Cancelled(Exception):
 class Progress(Protocol):
     """Where a job reports. A loop that reports is a loop that can be stopped."""
 
-    def stage(self, name: str, total: int | None = None) -> None:
-        """Begin a stage of `total` steps (None: unknown)."""
+    def stage(self, name: str, total: int | None = None, done: int = 0) -> None:
+        """Begin a stage of `total` steps (None: unknown), `done` of them by a former run."""
 
     def advance(self, n: int = 1, **metrics: float) -> None:
         """Count `n` steps done. Raises :class:`Cancelled` when somebody asked for a stop."""
@@ -29,7 +29,7 @@ class Progress(Protocol):
 class NullProgress:
     """Reports to nobody and never stops."""
 
-    def stage(self, name: str, total: int | None = None) -> None:
+    def stage(self, name: str, total: int | None = None, done: int = 0) -> None:
         """See :class:`Progress`."""
 
     def advance(self, n: int = 1, **metrics: float) -> None:
@@ -93,11 +93,11 @@ class JobProgress:
         """Whether somebody asked for a stop."""
         return self._cancel.is_set()
 
-    def stage(self, name: str, total: int | None = None) -> None:
-        """Begin a stage."""
+    def stage(self, name: str, total: int | None = None, done: int = 0) -> None:
+        """Begin a stage; rate and ETA count from `done`."""
         with self._lock:
-            self._stage, self._done, self._total = name, 0, total
-            self._marks = [(time.monotonic(), 0)]
+            self._stage, self._done, self._total = name, done, total
+            self._marks = [(time.monotonic(), done)]
             self._metrics = {}
         self.changed()
         self._stop_if_asked()

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 COLORMAP = "magma"
 #: percentiles between which colours are spread: single extreme tiles do not bleach the map
 CONTRAST = (2.0, 98.0)
+#: height by width below which slide and map stand one above the other
+WIDE = 0.45
 #: lengths a scale bar may have, µm
 BARS_UM = (50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
@@ -64,8 +66,7 @@ def write_map(prediction: Prediction, slide: Slide, gene: str, path: Path | str,
     index = prediction.head.index(gene)
     raster = prediction.raster(gene)
     image = slide.thumbnail(max_px)
-    figure = _figure(image.shape[0] / image.shape[1])
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = _figure(image.shape[0] / image.shape[1])
     extent = (0.0, float(slide.shape[1]), float(slide.shape[0]), 0.0)
     for axis in (left, right):
         axis.imshow(image, extent=extent, interpolation="antialiased")
@@ -92,14 +93,16 @@ def write_map(prediction: Prediction, slide: Slide, gene: str, path: Path | str,
     return path
 
 
-def _figure(aspect: float) -> Any:
+def _figure(aspect: float) -> tuple[Any, Any]:
+    """Return a figure with two axes: side by side, or one above the other for a slide that is much wider than high."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    height = float(np.clip(6.2 * aspect + 0.6, 3.0, 12.0))
+    wide = aspect < WIDE
+    height = float(np.clip(2 * 12 * aspect + 1.2 if wide else 6.2 * aspect + 0.6, 3.0, 12.0))
     figure = Figure(figsize=(13, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    return figure
+    return figure, figure.subplots(*((2, 1) if wide else (1, 2)))
 
 
 def _scale_bar(axis: Any, shape: tuple[int, int], mpp_x: float) -> None:
