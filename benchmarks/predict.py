@@ -22,10 +22,8 @@ import torch
 
 import napari_peka as peka
 from napari_peka.config import PredictConfig
-from napari_peka.infer.engine import Forward, read_tiles
+from napari_peka.infer.engine import read_tiles
 from napari_peka.io.sample import sample_slide
-from napari_peka.models.encoder import choose_device, choose_precision
-from napari_peka.models.student import build_student
 from napari_peka.workflows import plan_tiles
 
 
@@ -33,10 +31,8 @@ def main() -> None:
     args = arguments()
     model = peka.load_model(args.model)
     config = PredictConfig(device=args.device, precision=args.precision, stride_px=args.stride_px)
-    device = choose_device(config.device)
-    dtype = choose_precision(config.precision, device)
-    student = build_student(model)
-    forward = Forward(student, device, dtype)
+    forward = peka.load_forward(model, config)
+    device, dtype = forward.device, forward.dtype
     with peka.open_slide(args.slide, mpp=args.mpp) as slide:
         tiles = plan_tiles(slide, model, config)
         images = np.concatenate([read_tiles(slide, tiles, b)[0] for b in tiles.blocks()[:16]])
@@ -51,7 +47,7 @@ def main() -> None:
                 # what one call costs beside its tiles (tissue, planning, assembling the result) is in it
                 walk.append(
                     n
-                    / seconds(lambda: peka.predict(slide, model, output=output, config=config, student=student), device)  # noqa: B023
+                    / seconds(lambda: peka.predict(slide, model, output=output, config=config, forward=forward), device)  # noqa: B023
                 )
     print(
         json.dumps(

@@ -142,7 +142,8 @@ def embed_spots(slide, centre: np.ndarray) -> np.ndarray:
     tiles, order = TileTable.spots(centre, slide.mpp, spec_of(ENCODER))
     card = encoder_card(ENCODER)
     device = choose_device("auto")
-    forward = Forward(Student(load_encoder(card), card.mean, card.std), device, choose_precision("fp32", device))
+    student = Student(load_encoder(card), card.mean, card.std)
+    forward = Forward(lambda: student, device, choose_precision("fp32", device))
     out = np.zeros((len(centre), card.dim), np.float32)
 
     def keep(block, embeddings, ok):

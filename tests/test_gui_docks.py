@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import sys
 import threading
 import time
@@ -231,6 +232,8 @@ def explore_story(viewer, explore, heat, qtbot) -> None:
     wait_for(qtbot, lambda: layers.gene_of(heat) == "KRT8")
     assert heat.name == "KRT8 (log1p CP10K)"
     assert "held-out PCC 0.35 (fair)" in explore.about.text()
+    heat.contrast_limits = (0.5, 1.25)
+    assert "colours from 0.5 to 1.25" in explore.about.text()
 
     qtbot.keyClicks(explore.search, "col1")
     assert explore.shown.rowCount() == 1
@@ -265,6 +268,15 @@ def test_a_drawn_region(viewer, predict, qtbot):
     um = tiles.centre_yx * 0.499
     assert (um.min(0) > (180, 180)).all()
     assert (um.max(0) < (920, 720)).all()
+
+    predict.tissue.setChecked(False)
+    predict.replace.setChecked(True)
+    press(qtbot, predict)
+    wait_for(qtbot, lambda: not predict.panel.running)
+    every = layers.prediction_of(the_map(viewer)).tiles
+    assert len(every) > len(tiles), "glass inside the region counts too"
+    predict.tissue.setChecked(True)
+    predict.replace.setChecked(False)
 
     predict.region.setCurrentIndex(0)  # the whole slide: another run, which must not mix into this one
     press(qtbot, predict)
@@ -350,6 +362,53 @@ def test_closing_the_viewer_mid_run_leaves_no_thread(viewer, predict, slowly, qt
     assert not threads()
 
 
+def test_napari_asks_before_a_running_job_is_closed(viewer, predict, slowly, qtbot):
+    from napari.utils.task_status import TaskStatusManager
+
+    manager: TaskStatusManager = viewer.window._task_status_manager
+    press(qtbot, predict)
+    wait_for(qtbot, lambda: predict._map is not None)
+    wait_for(qtbot, lambda: any("Predict" in line for line in manager.get_status()))
+    manager.cancel_all()  # what napari does after the answer "close"
+    wait_for(qtbot, lambda: not predict.panel.running)
+    assert "goes on from there" in predict.panel.status.text()
+    press(qtbot, predict)
+    wait_for(qtbot, lambda: not predict.panel.running)
+    wait_for(qtbot, lambda: not manager.is_busy())
+
+
+def test_what_is_looked_at_comes_first(viewer, predict, slowly, qtbot, tiny_model, tissue_tiff, monkeypatch):
+    """The view is that of the real canvas: the block that would come last comes as soon as it is looked at."""
+    from napari_peka.infer.schedule import Schedule, coarse_to_fine
+    from napari_peka.workflows import plan_tiles
+
+    predict.open_slide(tissue_tiff)
+    slide = predict.slide.layer()
+    blocks = plan_tiles(layers.slide_of(slide), tiny_model).blocks()
+    last = blocks[coarse_to_fine(blocks)[-1]]
+    taken: list[int] = []
+    take = Schedule.take
+
+    def told(self):
+        block = take(self)
+        taken.extend([block.index] if block else [])
+        return block
+
+    monkeypatch.setattr(Schedule, "take", told)
+    viewer.camera.center = np.array(last.centre_yx) * 0.5
+    viewer.camera.zoom = 20.0
+    rect = layers.visible_rect(viewer, slide)
+    assert rect is not None
+    assert rect.y < last.centre_yx[0] < rect.y1
+    assert rect.x < last.centre_yx[1] < rect.x1
+    press(qtbot, predict)
+    wait_for(qtbot, lambda: not predict.panel.running)
+    assert predict.panel.error.isHidden()
+    assert len(blocks) > 8
+    # at most the blocks that were read ahead before the window first told where it looks
+    assert taken.index(last.index) <= 5
+
+
 def test_the_map_may_be_removed_mid_run(viewer, predict, slowly, qtbot):
     press(qtbot, predict)
     wait_for(qtbot, lambda: predict._map is not None)
@@ -372,6 +431,77 @@ def test_a_stored_result_is_opened(viewer, qtbot, tmp_path, sample, tiny_model):
     assert settings["name"] == "ERBB2 (log1p CP10K)"
     dock.open_result(tmp_path / "b.peka.zarr")
     assert "there is no result" in dock.error.text()
+
+
+def test_unreadable_tiles_are_shown_on_demand(viewer, qtbot, sample, tiny_model):
+    from napari_peka.io.slide import open_slide
+    from napari_peka.workflows import predict as run
+
+    with open_slide(sample) as slide:
+        prediction = run(slide, tiny_model)
+    dock = ExploreWidget(viewer)
+    qtbot.addWidget(dock)
+    dock.show()
+    data, settings, _ = layers.heatmap_layer(prediction, "ERBB2")
+    viewer.add_image(data, **settings)
+    assert not dock.unreadable.isVisible()
+    viewer.layers.clear()
+    prediction.read_ok[[3, 8]] = False
+    prediction.embeddings[[3, 8]] = np.nan
+    data, settings, _ = layers.heatmap_layer(prediction, "ERBB2")
+    heat = viewer.add_image(data, **settings)
+    assert dock.unreadable.isVisible()
+    assert "2 unreadable" in dock.unreadable.text()
+    qtbot.mouseClick(dock.unreadable, Qt.MouseButton.LeftButton, pos=dock.unreadable.rect().center() * 0.1)
+    (shown,) = [x for x in viewer.layers if layers.shows_unreadable(x, prediction)]
+    np.testing.assert_array_equal(np.isfinite(shown.data).sum(), 2)
+    np.testing.assert_array_equal(np.isnan(shown.data) | np.isnan(heat.data), True)
+    np.testing.assert_allclose(shown.extent.world, heat.extent.world)
+    dock.unreadable.setChecked(False)
+    assert list(viewer.layers) == [heat]
+
+
+def test_maps_of_two_slides_are_told_apart(viewer, qtbot, tiny_model, sample, tissue_tiff):
+    from napari_peka.io.slide import open_slide
+    from napari_peka.workflows import predict as run
+
+    dock = ExploreWidget(viewer)
+    qtbot.addWidget(dock)
+    for path in (sample, tissue_tiff):
+        with open_slide(path) as slide:
+            data, settings, _ = layers.heatmap_layer(run(slide, tiny_model), "ERBB2")
+            viewer.add_image(data, **settings)
+    texts = [dock.map.itemText(i) for i in range(dock.map.count())]
+    assert len(texts) == 2
+    assert "cmu_small_region" in texts[0]
+    assert "tissue" in texts[1]
+
+
+def test_the_model_box(qtbot, bundle_folder, tmp_path, monkeypatch):
+    from qtpy.QtWidgets import QFileDialog
+
+    from napari_peka.gui.choosers import ModelChooser
+
+    monkeypatch.setenv("NAPARI_PEKA_MODELS", str(tmp_path))
+    box = ModelChooser()
+    qtbot.addWidget(box)
+    assert box.model() == "demo"
+    assert box.currentText().startswith("demo")
+    shutil.copytree(bundle_folder, tmp_path / "late")
+    box.showPopup()
+    box.hidePopup()
+    assert box.findText("late") > 0, "a bundle that came later is listed"
+    monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: str(bundle_folder))
+    browse = box.findText("Browse for a folder…")
+    box.setCurrentIndex(browse)
+    box.activated.emit(browse)
+    assert box.model() == str(bundle_folder)
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_, **__: ("", ""))
+    browse = box.findText("Browse for a .zip…")
+    box.setCurrentIndex(browse)
+    box.activated.emit(browse)
+    assert box.model() == str(bundle_folder), "nothing chosen: nothing changed"
+    assert box.currentText() == bundle_folder.name
 
 
 def test_docks_are_slim_and_have_tooltips(viewer, qtbot):

@@ -208,9 +208,7 @@ def test_no_tissue_and_a_region_off_the_slide_are_said(slide, tiny_model, tmp_pa
 def test_running_out_of_memory_halves_the_batch_and_goes_on(slide, tiny_model, whole):
     import torch
 
-    from napari_peka.models.student import build_student
-
-    student = build_student(tiny_model)
+    forward = peka.load_forward(tiny_model, CONFIG)
     seen = []
 
     def hook(_module, args):
@@ -218,8 +216,8 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(slide, tiny_model, w
         if len(args[0]) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
 
-    student.register_forward_pre_hook(hook)
-    done = peka.predict(slide, tiny_model, student=student, config=CONFIG)
+    forward.module.register_forward_pre_hook(hook)
+    done = peka.predict(slide, tiny_model, forward=forward, config=CONFIG)
     assert seen[0] > 3
     assert max(seen[3:]) <= 3  # remembered, not tried again at each block
     np.testing.assert_allclose(done.values("ERBB2"), whole.values("ERBB2"), atol=0.05)

@@ -50,3 +50,11 @@ def test_a_view_comes_first_and_can_change():
 def test_finished_blocks_are_left_out():
     some = blocks(3000, 3000)
     assert len(Schedule(some, done=[0, 3])) == len(some) - 2
+
+
+def test_tiles_left_count_down():
+    some = blocks(4000, 3000)
+    schedule = Schedule(some, done=[b.index for b in some[:3]])
+    left = 40 * 30 - sum(map(len, some[:3]))
+    assert schedule.tiles_left == left
+    assert schedule.tiles_left == left - len(schedule.take()) + 64

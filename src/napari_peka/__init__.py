@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from napari_peka.io.slide import Slide, open_slide
     from napari_peka.io.store import Prediction, read_prediction
     from napari_peka.models.zoo import load_model
-    from napari_peka.workflows import plan_tiles, predict
+    from napari_peka.workflows import load_forward, plan_tiles, predict
 
 _FACE = {
     "PekaError": "core.errors",
@@ -26,6 +26,7 @@ _FACE = {
     "Prediction": "io.store",
     "Slide": "io.slide",
     "find_tissue": "infer.tissue",
+    "load_forward": "workflows",
     "load_model": "models.zoo",
     "open_slide": "io.slide",
     "plan_tiles": "workflows",
@@ -37,8 +38,8 @@ _FACE = {
 }
 
 __all__ = [
-    "PekaError", "PredictConfig", "Prediction", "Slide", "find_tissue", "load_model", "open_slide", "plan_tiles",
-    "predict", "read_prediction", "read_regions", "sample_slide", "write_map",
+    "PekaError", "PredictConfig", "Prediction", "Slide", "find_tissue", "load_forward", "load_model", "open_slide",
+    "plan_tiles", "predict", "read_prediction", "read_regions", "sample_slide", "write_map",
 ]  # fmt: skip
 
 

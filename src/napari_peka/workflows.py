@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.config import PredictConfig
-from napari_peka.core.errors import NoTissue
-from napari_peka.core.geometry import Block, Raster, TileTable
+from napari_peka.core.errors import NoTissue, SettingError
+from napari_peka.core.geometry import Block, TileTable
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.infer.schedule import Schedule
 from napari_peka.infer.tissue import Tissue, find_tissue
@@ -25,6 +25,7 @@ from napari_peka.io.regions import check_region
 from napari_peka.io.store import FORMAT, RESEARCH_USE, Prediction, RunStore, read_prediction, result_path
 
 if TYPE_CHECKING:
+    from napari_peka.infer.engine import Forward
     from napari_peka.io.slide import Slide
     from napari_peka.models.bundle import Model
 
@@ -51,7 +52,7 @@ def plan_tiles(
     config
         Settings.
     tissue
-        A tissue mask; found when None.
+        A tissue mask; when None it is found, unless ``config.find_tissue`` says that every tile counts.
     region
         A shapely polygon in level-0 pixels, x first; None for the whole slide.
 
@@ -68,12 +69,13 @@ def plan_tiles(
     mpp = slide.mpp
     if region is not None:
         region = check_region(region, slide.shape)
-    tissue = tissue or find_tissue(slide)
+    if tissue is None and config.find_tissue:
+        tissue = find_tissue(slide)
     tiles = TileTable.grid(
         slide.shape,
         mpp,
         model.tile_spec(config.stride_px),
-        tissue=tissue.mask,
+        tissue=tissue.mask if tissue else None,
         min_tissue=config.min_tissue,
         region=region,
         min_region=config.min_region,
@@ -96,7 +98,7 @@ def predict(
     tissue: Tissue | None = None,
     config: PredictConfig | None = None,
     overwrite: bool = False,
-    student: Any = None,
+    forward: Forward | None = None,
     on_start: OnStart | None = None,
     on_block: OnBlock | None = None,
     progress: Progress = NULL,
@@ -121,8 +123,8 @@ def predict(
         Settings; see :class:`PredictConfig`.
     overwrite
         Replace a result of something else at `output`.
-    student
-        An encoder built before from this model (:func:`build_student`), to save its loading.
+    forward
+        From :func:`load_forward`, to load the encoder once for many slides; its device and number format count.
     on_start
         Called once with the growing prediction (NaN rows until done) and the schedule, whose
         ``prefer(rect)`` may be called from any thread at any time.
@@ -141,14 +143,15 @@ def predict(
         with tempfile.TemporaryDirectory(prefix="napari-peka-") as scratch:
             done = predict(
                 slide, model, output=Path(scratch) / "map.zarr", region=region, tissue=tissue, config=config,
-                student=student, on_start=on_start, on_block=on_block, progress=progress,
+                forward=forward, on_start=on_start, on_block=on_block, progress=progress,
             )  # fmt: skip
             done.path = None
             return done
     path = result_path(output)
     config = config or PredictConfig()
-    from napari_peka.models.encoder import choose_device, choose_precision
-
+    forward = forward or load_forward(model, config)
+    if forward.digest != model.embedding_digest:
+        raise SettingError(f"the encoder that was given to predict is not that of the model {model.name}")
     began = perf_counter()
     if max(slide.mpp) > ENLARGED * model.tile_spec().mpp:
         progress.note(
@@ -157,9 +160,7 @@ def predict(
         )
     progress.stage("finding tissue")
     tiles = plan_tiles(slide, model, config, tissue=tissue, region=region)
-    device = choose_device(config.device)
-    dtype = choose_precision(config.precision, device)
-    record = _record(slide, model, tiles, config, str(device), str(dtype).removeprefix("torch."))
+    record = _record(slide, model, tiles, config, forward)
     blocks = tiles.blocks()
     with RunStore(path, tiles, model.head, record, overwrite=overwrite) as store:
         if store.finished():
@@ -188,10 +189,9 @@ def predict(
             if block.index in before and (data := store.read_block(block)) is not None:
                 keep(block, *data, write=False)
         resumed = sum(len(b) for b in blocks if b.index in before)
-        progress.stage("predicting", len(tiles), done=resumed)
         started = perf_counter()
         if len(schedule):
-            _embed(slide, tiles, model, student, device, dtype, schedule, keep, config, progress)
+            _embed(slide, tiles, forward, schedule, keep, config, progress)
         run = _run(len(tiles), resumed, perf_counter() - started)
         store.finish(blocks)
     live.record["run"], live.path = run, path
@@ -202,16 +202,42 @@ def predict(
     return live
 
 
-def _embed(
-    slide: Slide, tiles: TileTable, model: Model, student: Any, device: Any, dtype: Any,
-    schedule: Schedule, keep: OnBlock, config: PredictConfig, progress: Progress,
-) -> None:  # fmt: skip
-    from napari_peka.infer.engine import Forward, embed
+def load_forward(model: Model, config: PredictConfig | None = None) -> Forward:
+    """Choose device and number format for a model; its encoder is loaded at the first tile.
+
+    Parameters
+    ----------
+    model
+        From :func:`load_model`.
+    config
+        ``device``, ``precision`` and ``batch_size`` count.
+
+    Raises
+    ------
+    DeviceError
+        If the device is not there.
+    """
+    from napari_peka.infer.engine import Forward
+    from napari_peka.models.encoder import choose_device, choose_precision
     from napari_peka.models.student import build_student
 
-    forward = Forward(student or build_student(model), device, dtype, config.batch_size)
+    config = config or PredictConfig()
+    device = choose_device(config.device)
+    dtype = choose_precision(config.precision, device)
+    return Forward(lambda: build_student(model), device, dtype, config.batch_size, model.embedding_digest)
+
+
+def _embed(
+    slide: Slide, tiles: TileTable, forward: Forward, schedule: Schedule, keep: OnBlock, config: PredictConfig,
+    progress: Progress,
+) -> None:  # fmt: skip
+    from napari_peka.infer.engine import embed
+
+    progress.stage("loading the model")
+    _ = forward.module
     cores = os.cpu_count() or 1
-    readers = config.readers or (1 if device.type == "cpu" else max(1, min(8, cores - 1)))
+    readers = config.readers or (1 if forward.device.type == "cpu" else max(1, min(8, cores - 1)))
+    progress.stage("predicting", len(tiles), done=len(tiles) - schedule.tiles_left)
     embed(slide, tiles, forward, schedule, keep, readers=readers, progress=progress)
 
 
@@ -230,9 +256,7 @@ def _run(tiles: int, resumed: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def _record(
-    slide: Slide, model: Model, tiles: TileTable, config: PredictConfig, device: str, precision: str
-) -> dict[str, Any]:
+def _record(slide: Slide, model: Model, tiles: TileTable, config: PredictConfig, forward: Forward) -> dict[str, Any]:
     """Return what made a result. ``identity`` holds all that decides its numbers: only equals may be mixed."""
     resolution = slide.resolution
     where = hashlib.sha256(np.ascontiguousarray(tiles.centre_yx).tobytes()).hexdigest()
@@ -245,8 +269,8 @@ def _record(
             "mpp": list(tiles.slide_mpp),
             "tile size": spec,
             "region or tissue": where,
-            "precision": precision,
-            "device": device.partition(":")[0],
+            "precision": str(forward.dtype).removeprefix("torch."),
+            "device": forward.device.type,
         },
         "slide": {
             "name": slide.name,
@@ -276,6 +300,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             out[name] = "not installed"
     return out
-
-
-__all__ = ["Raster", "Tissue", "plan_tiles", "predict", "versions"]

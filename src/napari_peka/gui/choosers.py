@@ -15,7 +15,7 @@ from napari_peka.io.store import RESEARCH_USE
 #: px; a dock wider than this takes the picture's room
 DOCK_WIDTH = 350
 DEMO = "demo"
-_BROWSE = "Browse…"
+_BROWSE = ("Browse for a folder…", "Browse for a .zip…")
 
 
 def slim(box: QComboBox) -> QComboBox:
@@ -54,13 +54,22 @@ class LayerChooser(QComboBox):
         Says whether a layer is of use.
     none
         Text of a first entry that stands for no layer; None: there is no such entry.
+    label
+        What a layer is called in the box; None: by its name.
     """
 
     changed = Signal()
 
-    def __init__(self, viewer: Any, accept: Callable[[Any], bool], none: str | None = None) -> None:
+    def __init__(
+        self,
+        viewer: Any,
+        accept: Callable[[Any], bool],
+        none: str | None = None,
+        label: Callable[[Any], str] | None = None,
+    ) -> None:
         super().__init__()
         self._viewer, self._accept, self._none = viewer, accept, none
+        self._label = label or (lambda layer: str(layer.name))
         self._shown: list[Any] = []
         slim(self)
         events = viewer.layers.events
@@ -88,7 +97,7 @@ class LayerChooser(QComboBox):
         self._shown += [layer for layer in self._viewer.layers if self._accept(layer)]
         self.blockSignals(True)
         self.clear()
-        self.addItems([self._none or "" if layer is None else layer.name for layer in self._shown])
+        self.addItems([self._none or "" if layer is None else self._label(layer) for layer in self._shown])
         last = 0 if self._none is not None else len(self._shown) - 1
         self.setCurrentIndex(self._shown.index(before) if before in self._shown else last)
         self.blockSignals(False)
@@ -104,43 +113,61 @@ class ModelChooser(QComboBox):
 
     def __init__(self) -> None:
         super().__init__()
+        self._added: list[Path] = []
+        self._last = DEMO
         slim(self)
         self.setToolTip("The model that reads the slide; bundles in the models folder are listed")
         self.refresh()
-        self.activated.connect(self._browse)
+        self.activated.connect(self._chosen)
 
     def refresh(self) -> None:
-        """List what there is; nothing is loaded."""
+        """List what there is now; nothing is loaded."""
         from napari_peka.models.zoo import local_models
 
-        before = self.currentData()
         self.clear()
         self.addItem(f"{DEMO} (embedded)", DEMO)
         for name, path in local_models().items():
             self.addItem(name, str(path))
-        self.addItem(_BROWSE, None)
-        self.setCurrentIndex(max(0, self.findData(before)))
+        for path in self._added:
+            self.addItem(path.name, str(path))
+        for text in _BROWSE:
+            self.addItem(text, None)
+        self._choose(self._last)
+
+    def showPopup(self) -> None:
+        """List what there is now, and open."""
+        self.refresh()
+        super().showPopup()
 
     def model(self) -> str:
         """Return what :func:`load_model` takes."""
-        return str(self.currentData() or DEMO)
+        return self._last
 
     def add(self, path: Path) -> None:
         """Add a bundle by its path and choose it."""
-        at = self.findData(str(path))
-        if at < 0:
-            at = self.count() - 1
-            self.insertItem(at, path.name, str(path))
-        self.setCurrentIndex(at)
+        if self.findData(str(path)) < 0:
+            self._added.append(path)
+        self._last = str(path)
+        self.refresh()
 
-    def _browse(self, index: int) -> None:
-        if self.itemText(index) != _BROWSE:
+    def _choose(self, model: str) -> None:
+        at = max(0, self.findData(model))
+        self.setCurrentIndex(at)
+        self._last = self.itemData(at)
+
+    def _chosen(self, index: int) -> None:
+        text = self.itemText(index)
+        if text not in _BROWSE:
+            self._last = self.itemData(index)
             return
-        chosen = QFileDialog.getExistingDirectory(self, "Folder of a model bundle (holds peka.json)")
+        if text == _BROWSE[0]:
+            chosen = QFileDialog.getExistingDirectory(self, "Folder of a model bundle (holds peka.json)")
+        else:
+            chosen, _ = QFileDialog.getOpenFileName(self, "Zipped model bundle", filter="Bundles (*.zip)")
         if chosen:
             self.add(Path(chosen))
         else:
-            self.setCurrentIndex(0)
+            self._choose(self._last)
 
 
 class FolderField(QWidget):

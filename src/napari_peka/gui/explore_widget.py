@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from qtpy.compat import isalive
 from qtpy.QtCore import QAbstractTableModel, QModelIndex, QSortFilterProxyModel, Qt, QTimer
 from qtpy.QtWidgets import (
     QAbstractItemView,
@@ -138,7 +139,7 @@ class ExploreWidget(QWidget):
 
     def _build(self) -> None:
         self.setMaximumWidth(DOCK_WIDTH)
-        self.map = LayerChooser(self.viewer, lambda x: layers.prediction_of(x) is not None)
+        self.map = LayerChooser(self.viewer, lambda x: layers.prediction_of(x) is not None, label=layers.map_label)
         self.map.setToolTip("A predicted map")
         self.open_button = QPushButton("Open…")
         self.open_button.setToolTip("Open a result, a folder named *.peka.zarr")
@@ -157,6 +158,8 @@ class ExploreWidget(QWidget):
         self.opacity.setToolTip("Opacity of the map, 0 to 100 %")
         self.bar = QCheckBox("colour bar")
         self.bar.setToolTip("Colours from the 2nd to the 98th percentile of the map, in the gene's unit")
+        self.unreadable = QCheckBox()
+        self.unreadable.setToolTip("Where the slide could not be decoded: no value there, not even a wrong one")
         self._lay_out()
         self.map.changed.connect(self._map_changed)
         self.open_button.clicked.connect(self._browse)
@@ -166,6 +169,7 @@ class ExploreWidget(QWidget):
         self._settle.timeout.connect(self._show_gene)
         self.opacity.valueChanged.connect(self._set_opacity)
         self.bar.toggled.connect(self._set_bar)
+        self.unreadable.toggled.connect(self._set_unreadable)
 
     def _lay_out(self) -> None:
         top = QFormLayout()
@@ -173,6 +177,7 @@ class ExploreWidget(QWidget):
         low = QFormLayout()
         low.addRow("Opacity", self.opacity)
         low.addRow("", self.bar)
+        low.addRow("", self.unreadable)
         column = QVBoxLayout(self)
         column.addLayout(top)
         column.addWidget(self.search)
@@ -189,6 +194,10 @@ class ExploreWidget(QWidget):
         prediction = layers.prediction_of(layer)
         for widget in (self.search, self.table, self.opacity, self.bar):
             widget.setEnabled(prediction is not None)
+        bad = 0 if prediction is None else prediction.n_unreadable
+        self.unreadable.setVisible(bad > 0)
+        self.unreadable.setText(f"show {bad} unreadable tiles")
+        self._quietly(self.unreadable, any(layers.shows_unreadable(x, prediction) for x in self.viewer.layers))
         if prediction is None:
             self._head = None
             self.genes.show(None)
@@ -197,15 +206,19 @@ class ExploreWidget(QWidget):
         if self._head is not prediction.head:
             self._head = prediction.head
             self.genes.show(prediction.head)
-        self._set_quietly(self.opacity, round(layer.opacity * 100))
+        layer.events.contrast_limits.connect(self._colours_changed)  # a second connection is the first one
+        self._quietly(self.opacity, round(layer.opacity * 100))
         layers.show_colour_bar(layer)
         self.bar.setChecked(True)
         self._select(layers.gene_of(layer) or prediction.genes[0])
 
-    def _set_quietly(self, slider: QSlider, value: int) -> None:
-        slider.blockSignals(True)
-        slider.setValue(value)
-        slider.blockSignals(False)
+    def _quietly(self, widget: QSlider | QCheckBox, value: int | bool) -> None:
+        widget.blockSignals(True)
+        if isinstance(widget, QSlider):
+            widget.setValue(int(value))
+        else:
+            widget.setChecked(bool(value))
+        widget.blockSignals(False)
 
     def _browse(self) -> None:
         chosen = QFileDialog.getExistingDirectory(self, "Open a result (*.peka.zarr)")
@@ -273,18 +286,24 @@ class ExploreWidget(QWidget):
         prediction = layers.prediction_of(layer)
         if prediction is None or gene is None:
             return
-        self._describe(prediction.head.index(gene))
         if gene != layers.gene_of(layer):
             try:
                 layers.update_heatmap(layer, prediction, gene)
             except Exception as e:  # noqa: BLE001 - a person gets a sentence, never a traceback
                 self._fail(e)
+        self._describe(prediction.head.index(gene))
+
+    def _colours_changed(self, event: Any = None) -> None:
+        if isalive(self) and self._head is not None and (gene := self.gene()) is not None:
+            self._describe(self._head.index(gene))
 
     def _describe(self, row: int) -> None:
         head = self._head
         gene_id = f" · {head.gene_ids[row]}" if head.gene_ids and head.gene_ids[row] else ""
+        low, high = layers.colours_of(self.map.layer())
         self.about.setText(
-            f"<b>{head.genes[row]}</b>{gene_id}<br>{head.unit}, predicted; {trust_text(self.genes.pcc(row))}"
+            f"<b>{head.genes[row]}</b>{gene_id}<br>{head.unit}, predicted; {trust_text(self.genes.pcc(row))}<br>"
+            f"colours from {low:.3g} to {high:.3g}"
         )
 
     def _fail(self, error: BaseException | None) -> None:
@@ -300,6 +319,14 @@ class ExploreWidget(QWidget):
     def _set_bar(self, on: bool) -> None:
         if (layer := self.map.layer()) is not None:
             layer.colorbar.visible = layer.name_overlay.visible = on
+
+    def _set_unreadable(self, on: bool) -> None:
+        prediction = layers.prediction_of(self.map.layer())
+        for old in [x for x in self.viewer.layers if layers.shows_unreadable(x, prediction)]:
+            self.viewer.layers.remove(old)
+        if on and prediction is not None:
+            data, settings, _ = layers.unreadable_layer(prediction)
+            self.viewer.add_image(data, **settings)
 
 
 def _word(pcc: float | None) -> str:
@@ -322,7 +349,6 @@ def _table(model: GeneFilter) -> QTableView:
     table.setSortingEnabled(True)
     table.sortByColumn(PCC, Qt.SortOrder.DescendingOrder)
     table.setShowGrid(False)
-    table.setAlternatingRowColors(True)
     table.verticalHeader().hide()
     table.verticalHeader().setDefaultSectionSize(22)
     header = table.horizontalHeader()

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.core.errors import PekaError, RegionError, UnknownName
-from napari_peka.core.geometry import Block, Rect
+from napari_peka.core.geometry import Block, Raster, Rect
 from napari_peka.io.figure import COLORMAP, contrast_limits
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ LayerTuple = tuple[Any, dict[str, Any], str]
 KEY = "napari_peka"
 UM = ("µm", "µm")
 OPACITY = 0.6
+#: px (width, height): tall enough for several ticks
+BAR_SIZE = (20.0, 260.0)
 SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif", ".svslide", ".ome.tif", ".ome.tiff", ".ome.zarr")
 RESULT_ENDING = ".peka.zarr"
 #: where the viewer's picture of a slide cannot be decoded: grey, so that nobody takes it for glass or tissue
@@ -84,15 +86,9 @@ def heatmap_layer(prediction: Prediction, gene: str) -> LayerTuple:
     """
     raster = prediction.raster(gene)
     name = prediction.genes[prediction.head.index(gene)]
-    mpp = np.array(prediction.tiles.slide_mpp)
-    step = np.array(raster.scale_yx)
     settings = {
         "name": _title(prediction, name),
-        "scale": tuple((step * mpp).tolist()),
-        "translate": tuple(((np.array(raster.origin_yx) + step / 2 - 0.5) * mpp).tolist()),
-        "units": UM,
-        "rgb": False,
-        "multiscale": False,
+        **_raster_place(prediction, raster),
         "colormap": COLORMAP,
         "contrast_limits": contrast_limits(raster.data),
         "blending": "translucent",
@@ -101,6 +97,27 @@ def heatmap_layer(prediction: Prediction, gene: str) -> LayerTuple:
         "metadata": {KEY: {"prediction": prediction, "gene": name, "path": prediction.path}},
     }
     return raster.data, settings, "image"
+
+
+def unreadable_layer(prediction: Prediction) -> LayerTuple:
+    """Return the tiles that could not be decoded as a layer of one colour, lying on the slide in µm."""
+    raster = prediction.tiles.raster(np.where(prediction.read_ok, np.nan, 1.0), "unreadable")
+    settings = {
+        "name": "unreadable tiles",
+        **_raster_place(prediction, raster),
+        "colormap": "red",
+        "contrast_limits": (0.0, 1.0),
+        "blending": "translucent",
+        "opacity": OPACITY,
+        "interpolation2d": "nearest",
+        "metadata": {KEY: {"unreadable": prediction}},
+    }
+    return raster.data, settings, "image"
+
+
+def shows_unreadable(layer: Any, prediction: Prediction | None) -> bool:
+    """Whether a layer is the :func:`unreadable_layer` of a prediction."""
+    return prediction is not None and _ours(layer).get("unreadable") is prediction
 
 
 def update_heatmap(layer: Any, prediction: Prediction, gene: str) -> None:
@@ -139,8 +156,15 @@ def fit_contrast(layer: Any) -> None:
     layer.contrast_limits = (low, high)
 
 
+def colours_of(layer: Any) -> tuple[float, float]:
+    """Return the values at both ends of a map's colour bar, in the gene's unit."""
+    low, high = layer.contrast_limits
+    return float(low), float(high)
+
+
 def show_colour_bar(layer: Any) -> None:
     """Show a map's colour bar, titled by the layer's name: gene and unit."""
+    layer.colorbar.size = BAR_SIZE
     layer.colorbar.visible = True
     layer.name_overlay.position = layer.colorbar.position
     layer.name_overlay.visible = True
@@ -165,6 +189,17 @@ def _slide_place(slide: Slide) -> dict[str, Any]:
     if slide.resolution is None:
         return {"scale": (1.0, 1.0), "translate": (0.0, 0.0), "units": ("pixel", "pixel")}
     return {"scale": slide.resolution.mpp, "translate": (0.0, 0.0), "units": UM}
+
+
+def _raster_place(prediction: Prediction, raster: Raster) -> dict[str, Any]:
+    mpp, step = np.array(prediction.tiles.slide_mpp), np.array(raster.scale_yx)
+    return {
+        "scale": tuple((step * mpp).tolist()),
+        "translate": tuple(((np.array(raster.origin_yx) + step / 2 - 0.5) * mpp).tolist()),
+        "units": UM,
+        "rgb": False,
+        "multiscale": False,
+    }
 
 
 def _title(prediction: Prediction, gene: str) -> str:
@@ -196,6 +231,13 @@ def output_of(layer: Any) -> Path | None:
     """Return the file that a map's layer belongs to, also while that is being written; or None."""
     found: Path | None = _ours(layer).get("path")
     return found
+
+
+def map_label(layer: Any) -> str:
+    """Return what a map's layer is called among others: its name and its slide's."""
+    prediction = prediction_of(layer)
+    slide = prediction.record.get("slide", {}).get("name") if prediction else None
+    return f"{layer.name} · {slide}" if slide else str(layer.name)
 
 
 def set_output(layer: Any, path: Path) -> None:

@@ -70,6 +70,9 @@ class PredictWidget(QWidget):
         self.model = ModelChooser()
         self.region = LayerChooser(self.viewer, lambda x: type(x).__name__ == "Shapes", none="whole slide")
         self.region.setToolTip("The tissue of the whole slide, or the areas drawn in a Shapes layer")
+        self.tissue = QCheckBox("only where tissue is found")
+        self.tissue.setToolTip("Off: every tile of the region counts, for tissue too pale or too odd to be found")
+        self.tissue.setChecked(True)
         self.device = slim(QComboBox())
         self.device.setEditable(True)
         self.device.addItems(["auto", "cpu", "cuda", "mps"])
@@ -98,6 +101,7 @@ class PredictWidget(QWidget):
         form.addRow("µm per pixel", self.mpp)
         form.addRow("Model", self.model)
         form.addRow("Region", self.region)
+        form.addRow("", self.tissue)
         form.addRow("Device", self.device)
         form.addRow("Output", self.output)
         form.addRow("", self.note)
@@ -185,7 +189,8 @@ class PredictWidget(QWidget):
         self, slide: Any, path: Path, mpp: float | None, region: Any, output: Path, shapes: Any
     ) -> Callable[[JobProgress], Any]:
         """Return the work for the thread; it touches nothing of Qt or napari but the two queues."""
-        name, device, replace = self.model.model(), self.device.currentText().strip(), self.replace.isChecked()
+        name, replace = self.model.model(), self.replace.isChecked()
+        settings = {"device": self.device.currentText().strip(), "find_tissue": self.tissue.isChecked()}
         layer = self._slide_layer
 
         def job(progress: JobProgress) -> Any:
@@ -203,7 +208,7 @@ class PredictWidget(QWidget):
                 opened = slide
             try:
                 return predict(
-                    opened, model, output=output, region=region, config=checked(PredictConfig, device=device),
+                    opened, model, output=output, region=region, config=checked(PredictConfig, **settings),
                     overwrite=replace, progress=progress,
                     on_start=lambda p, s: self._news.append(lambda: self._begin(p, s, output)),
                     on_block=lambda block, *_: self._blocks.append(block),

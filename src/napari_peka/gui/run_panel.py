@@ -88,11 +88,11 @@ class RunPanel(QWidget):
     def __init__(self, title: str, viewer: Any = None, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.title = title
-        self._window = getattr(viewer, "window", None)
+        self._mirrored = viewer is not None
         self._here: dict[str, _Work] = {}
         # no bound method: it must still work while this widget is being destroyed
         self.destroyed.connect(partial(_abandon, self._here))
-        self._mirrors: list[_Mirror] = []
+        self._mirror: _Mirror | None = None
         self.run_button = QPushButton(title)
         self.cancel_button = QPushButton("Cancel")
         self.cancel_button.setToolTip("Stop after the block in work; what is finished is kept")
@@ -130,7 +130,6 @@ class RunPanel(QWidget):
         if self._work is not None:
             return
         work = self._here["work"] = _Work(job)
-        self._mirrors = _mirrors(self.title, work, self._window)
         self.error.hide()
         self.status.setText("starting")
         self.run_button.setEnabled(False)
@@ -138,6 +137,7 @@ class RunPanel(QWidget):
         self.bar.setRange(0, 0)
         self.bar.show()
         work.thread.start()
+        self._mirror = _Mirror(self.title, work) if self._mirrored else None
         self._timer.start()
 
     def cancel(self) -> None:
@@ -178,8 +178,8 @@ class RunPanel(QWidget):
         self.bar.setRange(0, _MAX if fraction is not None else 0)
         if fraction is not None:
             self.bar.setValue(round(fraction * _MAX))
-        for mirror in self._mirrors:
-            mirror.show(fraction, self.status.text())
+        if self._mirror is not None:
+            self._mirror.show(fraction)
         self.ticked.emit()
 
     def _finish(self) -> None:
@@ -198,9 +198,9 @@ class RunPanel(QWidget):
     def _end(self) -> _Work:
         work = self._here.pop("work")
         self._timer.stop()
-        for mirror in self._mirrors:
-            mirror.close(work.error)
-        self._mirrors = []
+        if self._mirror is not None:
+            self._mirror.close()
+        self._mirror = None
         self._idle()
         return work
 
@@ -229,64 +229,39 @@ def _line(style: str) -> QLabel:
 
 
 class _Mirror:
-    """Where else a job's progress is shown."""
+    """A job in napari's activity dock and task manager, which asks before a window with a running job is closed.
 
-    def show(self, fraction: float | None, text: str) -> None:
-        """Follow the job."""
+    Only napari's own workers reach the task manager, so one of them calls this object and waits for the job. When the
+    person closes the window all the same, the worker is told to quit, and the job with it.
+    """
 
-    def close(self, error: BaseException | None) -> None:
-        """The job has ended."""
-
-
-class _Activity(_Mirror):
-    """napari's activity dock."""
-
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, work: _Work) -> None:
+        from napari.qt.threading import create_worker
         from napari.utils import progress
 
+        self._title, self._work = title, work
         self._bar = progress(total=_MAX, desc=title)
+        self._worker = create_worker(self)
+        self._worker.start()
 
-    def show(self, fraction: float | None, text: str) -> None:
+    def show(self, fraction: float | None) -> None:
         """Move the bar."""
-        step = round((fraction or 0.0) * _MAX) - self._bar.n
-        if step:
+        if step := round((fraction or 0.0) * _MAX) - self._bar.n:
             self._bar.update(step)
 
-    def close(self, error: BaseException | None) -> None:
+    def close(self) -> None:
         """Take the bar away."""
         self._bar.close()
 
+    def __call__(self) -> None:
+        """Wait for the job; called in the worker's thread."""
+        while self._work.thread.is_alive():
+            self._work.thread.join(TICK_MS / 1000)
+            if self._worker.abort_requested:
+                self._work.progress.cancel()
 
-class _Task(_Mirror):
-    """napari's task manager, which asks before a window with a running job is closed, and then stops the job."""
-
-    def __init__(self, title: str, work: _Work, window: Any) -> None:
-        from napari.utils.task_status import Status
-
-        self._status, self._window = Status, window
-
-        def stop() -> bool:
-            work.leave()
-            return True
-
-        self._id = window._register_task_status("napari-peka", Status.BUSY, title, cancel_callback=stop)
-
-    def close(self, error: BaseException | None) -> None:
-        """Say how the job ended."""
-        end = self._status.COMPLETED if error is None else self._status.FAILED
-        if isinstance(error, Cancelled):
-            end = self._status.CANCELLED
-        self._window._update_task_status(self._id, end)
-
-
-def _mirrors(title: str, work: _Work, window: Any) -> list[_Mirror]:
-    if window is None:
-        return []
-    mirrors: list[_Mirror] = [_Activity(title)]
-    # napari 0.9 has this as a private name only; without it a closing window does not ask
-    if hasattr(window, "_register_task_status"):
-        mirrors.append(_Task(title, work, window))
-    return mirrors
+    def __repr__(self) -> str:  # the words of napari's question
+        return self._title
 
 
 def _abandon(here: dict[str, _Work], *_: object) -> None:

@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -34,24 +35,38 @@ class BlockSource(Protocol):
 class Forward:
     """Runs a module over the tiles of a block on one device; halves the batch when memory runs out.
 
+    It is built at the first pass and may serve many slides; the batch size that fitted is remembered.
+
     Parameters
     ----------
-    module
-        Takes uint8 ``(b, S, S, 3)``, gives ``(b, d)``.
+    build
+        Returns the module: uint8 ``(b, S, S, 3)`` in, ``(b, d)`` out. It is moved and converted in place.
     device, dtype
         Where and in which number format.
     batch_size
         Tiles a pass; None: 32 on a CPU, 128 on an accelerator.
+    digest
+        What the module computes, in the words of :attr:`Model.embedding_digest`; empty: nobody asks.
     """
 
     def __init__(
-        self, module: torch.nn.Module, device: torch.device, dtype: torch.dtype, batch_size: int | None = None
+        self,
+        build: Callable[[], torch.nn.Module],
+        device: torch.device,
+        dtype: torch.dtype,
+        batch_size: int | None = None,
+        digest: str = "",
     ) -> None:
-        self.device, self.dtype = device, dtype
-        self.module = module.to(device).eval()
-        if device.type == "cpu" and dtype == torch.bfloat16:
-            self.module = self.module.to(dtype)  # weights too: autocast would convert them at every pass
+        self._build, self.device, self.dtype, self.digest = build, device, dtype, digest
         self.batch_size = batch_size or (32 if device.type == "cpu" else 128)
+
+    @cached_property
+    def module(self) -> torch.nn.Module:
+        """The module, on its device."""
+        module = self._build().to(self.device).eval()
+        if self.device.type == "cpu" and self.dtype == torch.bfloat16:
+            module = module.to(self.dtype)  # weights too: autocast would convert them at every pass
+        return module
 
     def __call__(self, tiles: Images) -> npt.NDArray[np.float16]:
         """Return the embeddings of uint8 tiles ``(n, S, S, 3)``, float16 ``(n, d)``."""

@@ -47,6 +47,12 @@ class Schedule:
         with self._lock:
             return len(self._order)
 
+    @property
+    def tiles_left(self) -> int:
+        """Number of tiles in the blocks that are still to be taken."""
+        with self._lock:
+            return sum(len(self._blocks[i]) for i in self._order)
+
     def prefer(self, view: Rect | None) -> None:
         """Do the blocks that touch `view` (level-0 pixels) first from now on; None: none before others."""
         with self._lock:
