@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -83,7 +84,8 @@ def screen() -> list[str]:
 def system_packages(needed: bool) -> None:
     if sys.platform != "linux" or not shutil.which("apt-get"):
         return
-    missing = [p for p in DEBIAN if run(["dpkg", "-s", p], quiet=True)]
+    wanted = DEBIAN if find_spec("ensurepip") else ["python3-venv", *DEBIAN]
+    missing = [p for p in wanted if run(["dpkg", "-s", p], quiet=True)]
     if not missing:
         return
     root = [] if os.geteuid() == 0 else ["sudo", "-n"]

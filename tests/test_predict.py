@@ -110,6 +110,7 @@ def test_a_finished_result_is_returned_at_once(slide, tiny_model, tmp_path, whol
     again = peka.predict(slide, tiny_model, output=out, config=CONFIG)
     assert again.record["run"]["resumed_tiles"] == len(again.tiles)
     same(whole, again)
+    assert not (tmp_path / "a.peka.zarr.partial").exists()
 
 
 def test_another_setting_never_mixes(slide, tiny_model, tmp_path):
@@ -125,12 +126,47 @@ def test_another_setting_never_mixes(slide, tiny_model, tmp_path):
         peka.predict(slide, tiny_model, output=out, config=CONFIG)
 
 
-def test_a_foreign_folder_is_not_overwritten_silently(slide, tiny_model, tmp_path):
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_foreign_folder_is_never_replaced(slide, tiny_model, tmp_path, overwrite):
     (tmp_path / "a.zarr").mkdir()
     (tmp_path / "a.zarr" / "precious.txt").write_text("mine")
     with pytest.raises(StoreError, match="not a napari-peka result"):
-        peka.predict(slide, tiny_model, output=tmp_path / "a.zarr", config=CONFIG)
-    assert (tmp_path / "a.zarr" / "precious.txt").read_text() == "mine"
+        peka.predict(slide, tiny_model, output=tmp_path / "a.zarr", config=CONFIG, overwrite=overwrite)
+    assert [p.name for p in (tmp_path / "a.zarr").iterdir()] == ["precious.txt"]
+    assert not (tmp_path / "a.zarr.partial").exists()
+
+
+def test_an_interrupted_overwrite_loses_neither(whole, slide, tiny_model, tmp_path):
+    out, region = tmp_path / "a.peka.zarr", shapely.box(500, 500, 3500, 2500)
+    peka.predict(slide, tiny_model, output=out, config=CONFIG)
+    again = {"region": region, "config": CONFIG, "overwrite": True}
+    with pytest.raises(Cancelled):
+        peka.predict(slide, tiny_model, output=out, progress=StopAfter(30), **again)
+    same(whole, peka.predict(slide, tiny_model, output=out, config=CONFIG))  # the old one is still there
+    done = peka.predict(slide, tiny_model, output=out, **again)
+    assert done.record["run"]["resumed_tiles"] >= 30
+    assert len(done.tiles) < len(whole.tiles)
+    assert not (tmp_path / "a.peka.zarr.partial").exists()
+
+
+def test_a_kill_before_the_tidying_leaves_nothing_behind(whole, slide, tiny_model, tmp_path, monkeypatch):
+    from napari_peka.core import files
+
+    out = tmp_path / "a.peka.zarr"
+    remove = files.remove_tree
+
+    def killed(path):
+        if path.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        remove(path)
+
+    with monkeypatch.context() as m:
+        m.setattr(files, "remove_tree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            peka.predict(slide, tiny_model, output=out, config=CONFIG)
+    assert (tmp_path / "a.peka.zarr.partial").exists()
+    same(whole, peka.predict(slide, tiny_model, output=out, config=CONFIG))
+    assert not (tmp_path / "a.peka.zarr.partial").exists()
 
 
 def test_a_damaged_block_is_done_again(whole, slide, tiny_model, tmp_path):

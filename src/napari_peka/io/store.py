@@ -24,6 +24,7 @@ from napari_peka.core.head import GeneHead
 
 FORMAT = 1
 UNS = "napari_peka"
+RUN_FILE = "run.json"
 EMBEDDINGS = "X_peka"
 WEIGHTS = "peka_weights"
 RESEARCH_USE = "Research use only. Not for diagnosis."
@@ -112,7 +113,7 @@ class RunStore:
     n_dims
         Width of the embeddings.
     overwrite
-        Replace a result or unfinished run of something else.
+        Replace a result or unfinished run of something else; what this package did not write is never replaced.
     """
 
     def __init__(
@@ -147,24 +148,32 @@ class RunStore:
 
     def _prepare(self) -> None:
         identity = self.record["identity"]
-        if self.path.exists() and not self._overwrite:
-            _same_or_raise(_identity_of_result(self.path), identity, self.path)
-        run_file = self.partial / "run.json"
-        if self.partial.exists():
-            try:
-                before = json.loads(run_file.read_text("utf-8"))["identity"]
-            except (OSError, ValueError, KeyError):
-                before = None  # killed before the run was described: no block can be there
-            if before != identity:
-                if before is not None and not self._overwrite:
-                    _same_or_raise(before, identity, self.partial)
-                files.remove_tree(self.partial)
+        before = self._unfinished()
+        if self.path.exists():
+            of_result = _identity_of_result(self.path)
+            if of_result == identity:
+                if before == identity:  # killed after the last rename: only the tidying was left to do
+                    files.remove_tree(self.partial)
+                return
+            if not self._overwrite:
+                _same_or_raise(of_result, identity, self.path)
+        if self.partial.exists() and before != identity:
+            if before is not None and not self._overwrite:
+                _same_or_raise(before, identity, self.partial)
+            files.remove_tree(self.partial)
         try:
             (self.partial / "blocks").mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise files.cannot_write(self.partial, e) from e
-        if not run_file.exists():
-            files.write_whole(run_file, json.dumps(self.record, indent=1).encode())
+        if before != identity:
+            files.write_whole(self.partial / RUN_FILE, json.dumps(self.record, indent=1).encode())
+
+    def _unfinished(self) -> dict[str, Any] | None:
+        """Return the identity of the unfinished run in the partial folder, or None."""
+        try:
+            return dict(json.loads((self.partial / RUN_FILE).read_text("utf-8"))["identity"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # none, or killed before it was described: no block can be there
 
     def finished(self) -> bool:
         """Whether the final result of this very run is there already."""
@@ -345,7 +354,9 @@ def _identity_of_result(path: Path) -> dict[str, Any]:
         record = json.loads(str(np.asarray(text).item()))
         return dict(record["identity"])
     except Exception as e:
-        raise StoreError(f"{path} exists and is not a napari-peka result; choose another output or overwrite it") from e
+        raise StoreError(
+            f"{path} exists and is not a napari-peka result, or is damaged; move it away or choose another output"
+        ) from e
 
 
 def _same_or_raise(before: dict[str, Any], now: dict[str, Any], where: Path) -> None:

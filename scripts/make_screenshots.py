@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Take the documentation's pictures of both docks, with a mouse's clicks and nothing staged.
 
-    xvfb-run -a -s "-screen 0 1600x1000x24" python scripts/screenshots.py DATA/C5.jpg --mpp 0.687 [-o docs/img]
+    xvfb-run -a -s "-screen 0 1600x1000x24" python scripts/make_screenshots.py DATA/C5.jpg --mpp 0.687 [-o docs/img]
 
 The slide should be one that the demo model was not fitted on; one that it was is refused.
 """
