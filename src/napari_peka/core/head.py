@@ -11,6 +11,8 @@ import numpy.typing as npt
 from napari_peka.core.errors import UnknownName, near_names
 
 FloatArray = npt.NDArray[np.floating]
+#: rows converted to float32 at once: few enough to stay in a core's cache: twice as fast as all at once
+_ROWS = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,9 @@ class GeneHead:
             raise ValueError("gene names of a head must be unique")
         for i, gene_id in enumerate(self.gene_ids):
             index.setdefault(gene_id, i)
+        # exact names win: mouse genes may differ from human ones by case alone
+        for name, i in list(index.items()):
+            index.setdefault(name.casefold(), i)
         index.pop("", None)
         object.__setattr__(self, "_index", index)
 
@@ -73,9 +78,10 @@ class GeneHead:
         UnknownName
             If the model does not know the gene; near names are offered.
         """
-        for name in (gene, gene.strip(), gene.strip().upper()):
-            if name in self._index:
-                return self._index[name]
+        name = gene.strip()
+        for key in (name, name.casefold()):
+            if key in self._index:
+                return self._index[key]
         raise UnknownName(
             f"the model does not know the gene {gene!r} (it predicts {len(self.genes)} genes)"
             + near_names(gene.strip(), self.genes)
@@ -84,8 +90,12 @@ class GeneHead:
     def values(self, embeddings: FloatArray, gene: str) -> npt.NDArray[np.float32]:
         """Return the expression of one gene, shape ``(n,)``, in :attr:`unit`; NaN where the embedding is NaN."""
         i = self.index(gene)
-        values: npt.NDArray[np.float32] = np.asarray(embeddings, np.float32) @ self.weights[:, i] + self.bias[i]
-        return values
+        column = np.ascontiguousarray(self.weights[:, i])
+        values = np.empty(len(embeddings), np.float32)
+        for at in range(0, len(values), _ROWS):
+            rows = slice(at, at + _ROWS)
+            values[rows] = np.asarray(embeddings[rows], np.float32) @ column
+        return values + self.bias[i]
 
     def matrix(self, embeddings: FloatArray, genes: Sequence[str] | None = None) -> npt.NDArray[np.float32]:
         """Return the expression of several genes (all by default), shape ``(n, n_genes)``."""
