@@ -91,11 +91,11 @@ class GeneHead:
         """Return the expression of one gene, shape ``(n,)``, in :attr:`unit`; NaN where the embedding is NaN."""
         i = self.index(gene)
         column = np.ascontiguousarray(self.weights[:, i])
-        values = np.empty(len(embeddings), np.float32)
+        values = np.full(len(embeddings), self.bias[i], np.float32)
         for at in range(0, len(values), _ROWS):
             rows = slice(at, at + _ROWS)
-            values[rows] = np.asarray(embeddings[rows], np.float32) @ column
-        return values + self.bias[i]
+            values[rows] += np.asarray(embeddings[rows], np.float32) @ column
+        return values
 
     def matrix(self, embeddings: FloatArray, genes: Sequence[str] | None = None) -> npt.NDArray[np.float32]:
         """Return the expression of several genes (all by default), shape ``(n, n_genes)``."""

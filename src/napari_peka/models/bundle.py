@@ -11,9 +11,10 @@ import json
 import stat
 import struct
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,10 +32,19 @@ TENSOR_FILE = "model.safetensors"
 #: a bundle holds adapters and heads, never an encoder: 4 GiB is far above the largest honest one
 MAX_BYTES = 4 << 30
 MAX_SPEC_BYTES = 64 << 20
-ALLOWED_ENDINGS = {".json", ".safetensors", ".md", ".txt", ".csv", ".html", ""}
+#: a zip's member that inflates more than this is a bomb, unless it is small anyway
+MAX_RATIO, SMALL_BYTES = 200, 16 << 20
+ALLOWED_ENDINGS = {".json", ".safetensors", ".md", ".txt", ".csv", ".html", ".png", ".svg", ".yaml", ""}
+
+MAX_BYTES_OF = {SPEC_FILE: MAX_SPEC_BYTES, TENSOR_FILE: MAX_BYTES}
 
 HEAD_WEIGHTS, HEAD_BIAS = "head.weights", "head.bias"
 TRANSLATE, ADAPTER = "translate.", "adapter."
+
+
+#: a channel's mean and standard deviation, of values in 0 to 1
+Share = Annotated[float, Field(ge=0, le=1)]
+Spread = Annotated[float, Field(gt=0, le=1)]
 
 
 class _Part(BaseModel):
@@ -55,8 +65,8 @@ class Preprocessing(_Part):
 
     tile_px: int = Field(ge=8, le=4096)
     mpp: float = Field(gt=0.05, lt=20)
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[Share, Share, Share]
+    std: tuple[Spread, Spread, Spread]
 
 
 class AdapterRef(_Part):
@@ -92,6 +102,7 @@ class BundleSpec(_Part):
     adapter: AdapterRef = AdapterRef()
     translate: list[int] = Field(default_factory=list)
     head: HeadRef
+    tensors_sha256: str | None = None
     training: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -162,10 +173,12 @@ def save_bundle(path: Path, spec: BundleSpec, tensors: dict[str, npt.NDArray[Any
 
     files.make_folder(path)
     arrays = {k: np.ascontiguousarray(v) for k, v in sorted(tensors.items())}
-    text = spec.model_dump_json(by_alias=True, indent=1)
     _checked(spec, {k: v.shape for k, v in arrays.items()}, path.name)
-    files.write_whole(path / TENSOR_FILE, save(arrays))
-    files.write_whole(path / SPEC_FILE, text.encode())
+    data = save(arrays)
+    # a crash between the two files leaves halves of two models, which must not pass for one
+    spec = spec.model_copy(update={"tensors_sha256": hashlib.sha256(data).hexdigest()})
+    files.write_whole(path / TENSOR_FILE, data)
+    files.write_whole(path / SPEC_FILE, spec.model_dump_json(by_alias=True, indent=1).encode())
     return read_bundle(path)
 
 
@@ -178,7 +191,7 @@ def read_bundle(path: Path) -> Model:
         If anything is not as it should be; the sentence names the file and the fault.
     """
     if path.is_dir():
-        raw = {n: _read_file(path / n) for n in (SPEC_FILE, TENSOR_FILE)}
+        raw = {n: _read_file(path / n, limit) for n, limit in MAX_BYTES_OF.items()}
     elif path.is_file():
         raw = _read_zip(path)
     else:
@@ -186,14 +199,10 @@ def read_bundle(path: Path) -> Model:
     spec, dropped = parse_spec(raw[SPEC_FILE], path.name)
     shapes = tensor_shapes(raw[TENSOR_FILE], path.name)
     _checked(spec, shapes, path.name)
-    from safetensors.numpy import load
-
-    tensors = load(raw[TENSOR_FILE])
+    tensors = _load_tensors(raw[TENSOR_FILE], path.name)
+    if spec.tensors_sha256 not in (None, hashlib.sha256(raw[TENSOR_FILE]).hexdigest()):
+        raise BundleError(f"{path.name}: {TENSOR_FILE} is not the one that {SPEC_FILE} speaks of; get the bundle again")
     weights, bias = (tensors.pop(k).astype(np.float32) for k in (HEAD_WEIGHTS, HEAD_BIAS))
-    if not (np.isfinite(weights).all() and np.isfinite(bias).all()):
-        raise BundleError(
-            f"{path.name}: the gene head holds NaN or infinite weights; the bundle is damaged, get it again"
-        )
     h = spec.head
     pcc = np.array([np.nan if v is None else v for v in h.pcc], np.float32) if h.pcc else None
     head = GeneHead(weights, bias, tuple(h.genes), h.unit, tuple(h.gene_ids), pcc)
@@ -215,16 +224,30 @@ def read_bundle(path: Path) -> Model:
     return Model(spec, head, tensors, str(path), _digest(whole), embedding_digest, dropped)
 
 
+def _load_tensors(raw: bytes, where: str) -> dict[str, npt.NDArray[Any]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        tensors: dict[str, npt.NDArray[Any]] = load(raw)
+    except (SafetensorError, ValueError, KeyError, TypeError) as e:
+        raise BundleError(f"{where}: {TENSOR_FILE} cannot be read ({type(e).__name__}: {e}); get it again") from e
+    for name, values in tensors.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise BundleError(f"{where}: the tensor {name} holds NaN or infinite numbers; get the bundle again")
+    return tensors
+
+
 def parse_spec(raw: bytes, where: str) -> tuple[BundleSpec, tuple[str, ...]]:
     """Return the validated ``peka.json`` and the keys that this version does not know."""
     try:
         data = json.loads(raw)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise BundleError(f"{where}: {SPEC_FILE} is not JSON ({e}); the bundle is damaged, get it again") from e
     if not isinstance(data, dict):
         raise BundleError(f"{where}: {SPEC_FILE} must hold one JSON object, got a {type(data).__name__}")
     version = data.get("schema")
-    if not isinstance(version, int) or version < 1:
+    if type(version) is not int or version < 1:
         raise BundleError(f"{where}: {SPEC_FILE} has no schema number; this is no napari-peka bundle")
     if version > SCHEMA:
         raise BundleError(
@@ -253,7 +276,7 @@ def tensor_shapes(raw: bytes, where: str) -> dict[str, tuple[int, ...]]:
         end = max((int(v["data_offsets"][1]) for k, v in header.items() if k != "__metadata__"), default=0)
         if end != len(raw) - 8 - n:
             raise ValueError(f"it should hold {end} bytes of data and holds {len(raw) - 8 - n}")
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, struct.error) as e:
         raise BundleError(
             f"{where}: {TENSOR_FILE} is damaged or no safetensors file ({e}); get the bundle again"
         ) from e
@@ -262,8 +285,10 @@ def tensor_shapes(raw: bytes, where: str) -> dict[str, tuple[int, ...]]:
 
 def _checked(spec: BundleSpec, shapes: dict[str, tuple[int, ...]], where: str) -> None:
     h = spec.head
-    encoder_card(spec.encoder.name)  # an unknown encoder is said before anything is built
+    card = encoder_card(spec.encoder.name)  # an unknown encoder is said before anything is built
     d, g = h.n_dims, len(h.genes)
+    if len(spec.translate) == 1 or any(n < 1 for n in spec.translate):
+        raise BundleError(f"{where}: a translation needs two or more widths, got {spec.translate}")
     wanted: dict[str, tuple[int, ...]] = {HEAD_WEIGHTS: (d, g), HEAD_BIAS: (g,)}
     for i, (a, b) in enumerate(zip(spec.translate, spec.translate[1:])):
         wanted |= {f"{TRANSLATE}{i}.weight": (b, a), f"{TRANSLATE}{i}.bias": (b,)}
@@ -287,12 +312,14 @@ def _checked(spec: BundleSpec, shapes: dict[str, tuple[int, ...]], where: str) -
         raise BundleError(f"{where}: gene names of the head are not unique")
     if (h.features == "image") == bool(spec.translate):
         raise BundleError(f"{where}: features {h.features!r} and a translation of {spec.translate} do not fit")
+    if card.dim and h.features == "image" and d != card.dim:
+        raise BundleError(f"{where}: the gene head reads {d} numbers, {card.name} gives {card.dim}")
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path, limit: int) -> bytes:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise BundleError(f"{path} is larger than {MAX_BYTES >> 30} GiB, too large for a bundle")
+        if path.stat().st_size > limit:
+            raise BundleError(f"{path} is larger than {limit >> 20} MiB, too large for a bundle")
         return path.read_bytes()
     except FileNotFoundError as e:
         raise BundleError(f"{path.parent} is no model bundle: {path.name} is missing") from e
@@ -313,20 +340,33 @@ def _read_zip(path: Path) -> dict[str, bytes]:
             for m in members:
                 _check_member(m, path.name)
                 name = PurePosixPath(m.filename)
-                if name.name in (SPEC_FILE, TENSOR_FILE) and len(name.parts) <= 2:
+                if name.name in MAX_BYTES_OF and len(name.parts) <= 2:
                     if name.name in found:
                         raise BundleError(f"{path.name} holds {name.name} twice")
-                    if name.name == SPEC_FILE and m.file_size > MAX_SPEC_BYTES:
-                        raise BundleError(f"{path.name}: {SPEC_FILE} is absurdly large ({m.file_size >> 20} MiB)")
-                    found[name.name] = z.read(m)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as e:
+                    found[name.name] = _inflate(z, m, MAX_BYTES_OF[name.name], path.name)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError) as e:
         if isinstance(e, BundleError):
             raise
         raise BundleError(f"{path.name} is a damaged .zip ({e}); get the bundle again") from e
-    missing = [n for n in (SPEC_FILE, TENSOR_FILE) if n not in found]
+    missing = [n for n in MAX_BYTES_OF if n not in found]
     if missing:
-        raise BundleError(f"{path.name} is no model bundle: {missing[0]} is missing")
+        raise BundleError(f"{path.name} is no model bundle: {missing[0]} is missing at its top or in its one folder")
     return found
+
+
+def _inflate(z: zipfile.ZipFile, m: zipfile.ZipInfo, limit: int, where: str) -> bytes:
+    """Return a member's bytes; never more than it claims are inflated, whatever the stream holds."""
+    if m.file_size > limit:
+        raise BundleError(f"{where}: {m.filename} is absurdly large ({m.file_size >> 20} MiB)")
+    if m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others inflate without a bound
+        raise BundleError(f"{where}: {m.filename} is packed in a way that no bundle is; zip it again")
+    if m.file_size > max(SMALL_BYTES, MAX_RATIO * m.compress_size):
+        raise BundleError(f"{where}: {m.filename} claims to inflate to {m.file_size >> 20} MiB; do not use this file")
+    with z.open(m) as f:
+        data = f.read(m.file_size)  # with a number, zlib is asked for no more; without, it inflates all there is
+        if len(data) != m.file_size:
+            raise BundleError(f"{where}: {m.filename} is shorter than it claims; get the bundle again")
+    return data
 
 
 def _check_member(m: zipfile.ZipInfo, where: str) -> None:
@@ -334,6 +374,8 @@ def _check_member(m: zipfile.ZipInfo, where: str) -> None:
     parts = PurePosixPath(name).parts
     if name.startswith("/") or ".." in parts or ":" in name or "\0" in name or len(parts) > 3:
         raise BundleError(f"{where} holds the unsafe name {m.filename!r}; do not use this file")
+    if m.flag_bits & 0x1:
+        raise BundleError(f"{where}: {m.filename!r} is encrypted, which no bundle is; unpack it and zip it again")
     if stat.S_ISLNK(m.external_attr >> 16):
         raise BundleError(f"{where} holds a link ({m.filename!r}); do not use this file")
     if PurePosixPath(name).suffix.lower() not in ALLOWED_ENDINGS:

@@ -16,7 +16,7 @@ from napari_peka.models.registry import TIMM_PREFIX, EncoderCard
 from napari_peka.models.weights import check_sha256, find_weights, read_shapes, read_tensors
 
 SEED = 20260211
-#: a checkpoint's lists differ in many names when it is another model: more than one name helps nobody
+#: number formats to compute in
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: pooler widths of the layouts that bring their own: heads, and whether projections have a bias
 POOLERS = {"conch": (8, True), "conch15": (8, False)}
@@ -88,31 +88,48 @@ def complete(card: EncoderCard) -> EncoderCard:
 
     if not timm.is_model(card.arch.split(".")[0]):
         raise UnknownName(f"timm has no model {card.arch!r}{near_names(card.arch, timm.list_models())}")
-    cfg = timm.get_pretrained_cfg(card.arch, allow_unregistered=True)
-    with torch.device("meta"):
-        trunk = timm.create_model(card.arch, pretrained=False, num_classes=0)
+    try:
+        with torch.device("meta"):
+            trunk = timm.create_model(card.arch, pretrained=False, num_classes=0)
+    except RuntimeError as e:  # the model is known, the weights' tag behind the dot is not
+        tags = timm.list_pretrained(card.arch.split(".")[0] + "*")
+        raise UnknownName(f"timm has no model {card.arch!r}{near_names(card.arch, tags)}") from e
+    cfg = trunk.pretrained_cfg
+    hub = cfg.get("hf_hub_id")
     known: dict[str, Any] = {
-        "px": int(trunk.default_cfg["input_size"][-1]),
-        "dim": int(getattr(trunk, "head_hidden_size", 0)),
+        "px": card.px or int(cfg["input_size"][-1]),
+        "dim": int(getattr(trunk, "head_hidden_size", 0) or trunk.num_features),
+        "mean": tuple(cfg["mean"]),
+        "std": tuple(cfg["std"]),
+        "licence": cfg.get("license") or card.licence,
+        "antialias": True,
     }
-    if cfg is not None and cfg.hf_hub_id:
-        known |= {"hub_id": cfg.hf_hub_id, "page": f"https://huggingface.co/{cfg.hf_hub_id}"}
-        known |= {"mean": tuple(cfg.mean), "std": tuple(cfg.std), "weights_file": "model.safetensors"}
-        known |= {"licence": cfg.license or card.licence}
-    known["dim"] = known["dim"] or int(trunk.num_features)
+    if hub:
+        known |= {"hub_id": hub, "page": f"https://huggingface.co/{hub}"}
+        known |= {"weights_file": cfg.get("hf_hub_filename") or "model.safetensors"}
     return dataclasses.replace(card, **known)
 
 
 def build_encoder(card: EncoderCard) -> Encoder:
-    """Build the architecture of a card with timm's fresh weights, on torch's current default device."""
+    """Build the architecture of a card with timm's fresh weights, on torch's current default device.
+
+    Raises
+    ------
+    SettingError
+        If the card's tile size does not suit the architecture.
+    """
     ensure_torchvision()
     import timm
 
     kwargs: dict[str, Any] = {k: _layer(k, v) for k, v in card.kwargs}
     eps = kwargs.pop("norm_eps", None)
     if card.pooling != "model":  # all tokens come out, and the norm sits in the trunk whatever the pooling
-        kwargs |= {"global_pool": "", "img_size": card.px}
-    trunk = timm.create_model(card.arch, pretrained=False, num_classes=0, **kwargs)
+        kwargs |= {"global_pool": ""}
+    try:
+        trunk = timm.create_model(card.arch, pretrained=False, num_classes=0, img_size=card.px, **kwargs)
+    except TypeError:  # a convolutional network takes tiles of any size
+        trunk = timm.create_model(card.arch, pretrained=False, num_classes=0, **kwargs)
+    _check_tile(card, trunk)
     if eps is not None:
         for module in trunk.modules():
             if isinstance(module, nn.LayerNorm):
@@ -147,15 +164,17 @@ def load_encoder(
         If the file is damaged, or is not of this encoder; the first tensor that differs is named.
     """
     card = complete(card)
-    if random or (weights is None and card.hub_id is None and card.weights_file is None):
+    has_none = card.hub_id is None and card.weights_file is None and not card.name.startswith(TIMM_PREFIX)
+    if random or (weights is None and has_none):
         return _random(card)
     path = find_weights(card, weights, offline=offline)
     check_sha256(card, path)
     with torch.device("meta"):
         encoder = build_encoder(card)
     if path.suffix == ".safetensors":
-        _check(to_encoder(read_shapes(path), card.layout, encoder.trunk), encoder, card, path)
-    tensors = to_encoder(read_tensors(path), card.layout, encoder.trunk)
+        shapes = to_encoder(read_shapes(path), card.layout, encoder.trunk, antialias=card.antialias)
+        _check(shapes, encoder, card, path)
+    tensors = to_encoder(read_tensors(path), card.layout, encoder.trunk, antialias=card.antialias)
     _check(tensors, encoder, card, path)
     if _unsaved_buffers(encoder):  # their values come from the constructor, which had no memory to write to
         encoder = build_encoder(card)
@@ -218,16 +237,22 @@ def cpu_has_bf16() -> bool:
 
 
 class Normaliser(nn.Module):
-    """uint8 ``(b, h, w, 3)`` to normalised float ``(b, 3, h, w)`` on this module's device."""
+    """uint8 ``(b, h, w, 3)`` to normalised float ``(b, 3, h, w)`` on this module's device.
+
+    Parameters
+    ----------
+    mean, std
+        Per channel, of values in 0 to 1.
+    """
 
     scale: torch.Tensor
     shift: torch.Tensor
 
-    def __init__(self, card: EncoderCard) -> None:
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (card.mean, card.std))
-        self.register_buffer("scale", 1 / (255 * std), persistent=False)
-        self.register_buffer("shift", -mean / std, persistent=False)
+        m, s = (torch.tensor(v).view(1, 3, 1, 1) for v in (mean, std))
+        self.register_buffer("scale", 1 / (255 * s), persistent=False)
+        self.register_buffer("shift", -m / s, persistent=False)
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
         """Normalise tiles."""
@@ -235,15 +260,27 @@ class Normaliser(nn.Module):
         return torch.addcmul(self.shift, x, self.scale)
 
 
-def normaliser(card: EncoderCard) -> Normaliser:
-    """Return the module that makes a card's normalised tiles of uint8 ones."""
-    return Normaliser(complete(card))
-
-
 def _random(card: EncoderCard) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         return build_encoder(card).float().eval().requires_grad_(False)
+
+
+def _check_tile(card: EncoderCard, trunk: nn.Module) -> None:
+    """Refuse a tile that the model's patches do not fill, or that it does not take; nearest good sizes are named."""
+    embed: Any = getattr(trunk, "patch_embed", None)
+    if not card.px or not hasattr(embed, "patch_size") or not hasattr(embed, "img_size"):
+        return
+    size = int(embed.patch_size[0])
+    if card.px % size:
+        low = card.px // size * size
+        raise SettingError(
+            f"tiles for {card.name} must be a multiple of its patch size ({size}) wide, got {card.px} px; "
+            f"nearest valid: {', '.join(str(v) for v in (low, low + size) if v)}"
+        )
+    takes = embed.img_size
+    if takes is not None and card.px != int(takes[0]):
+        raise SettingError(f"tiles for {card.name} must be {takes[0]} px wide, got {card.px}")
 
 
 def _layer(key: str, value: Any) -> Any:

@@ -22,6 +22,24 @@ def models_folder(setting: str | Path | None = None) -> Path:
     return platformdirs.user_data_path("napari-peka", appauthor=False) / "models"
 
 
+def use_models_folder(path: str | Path | None) -> None:
+    """Take `path` as the models folder from now on, in this process and in those it starts; None: the usual one.
+
+    For whoever holds the setting (preferences, a configuration file): it goes before what the environment said.
+    """
+    if path:
+        os.environ[ENVIRONMENT] = str(Path(path).expanduser())
+    else:
+        os.environ.pop(ENVIRONMENT, None)
+
+
 def encoder_folder(name: str, setting: str | Path | None = None) -> Path:
-    """Return the folder of one encoder's weights inside the models folder."""
-    return models_folder(setting) / ENCODERS_FOLDER / name.replace("/", "-").replace(":", "-")
+    """Return the folder of one encoder's weights inside the models folder; capitals of its name do not matter."""
+    folder = models_folder(setting) / ENCODERS_FOLDER / name.replace("/", "-").replace(":", "-")
+    if not folder.is_dir():
+        try:
+            beside = sorted(folder.parent.iterdir())
+        except OSError:  # not there, or not ours to read
+            return folder
+        return next((p for p in beside if p.name.casefold() == folder.name.casefold()), folder)
+    return folder

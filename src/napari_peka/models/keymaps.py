@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,10 +51,9 @@ _HF_DROPPED = ("embeddings.mask_token", "pooler.", "classifier.")
 _POOLER_V15 = {"query": "query", "ln_q": "ln_q", "ln_k": "ln_k", "to_q": "q", "to_kv": "kv", "to_out": "out"}
 
 
-def from_timm(tensors: Tensors, drop: Iterable[str] = ("head.", "fc.")) -> Tensors:
-    """Prefix timm's own names; the classifier is left out."""
-    left_out = (*drop, "mask_token")
-    return {f"trunk.{k}": v for k, v in tensors.items() if not k.startswith(left_out)}
+def from_timm(tensors: Tensors) -> Tensors:
+    """Prefix timm's own names."""
+    return {f"trunk.{k}": v for k, v in tensors.items() if k != "mask_token"}
 
 
 def from_hf_vit(tensors: Tensors) -> Tensors:
@@ -103,17 +102,19 @@ LAYOUT_MAPS: dict[str, Callable[[Tensors], Tensors]] = {
 }
 
 
-def to_encoder(tensors: Tensors, layout: str, trunk: Any) -> Tensors:
-    """Return `tensors` under the names and in the shapes of an `Encoder` around `trunk`."""
-    tensors = {k.removeprefix("module."): v for k, v in tensors.items()}
-    return fit_positions(LAYOUT_MAPS[layout](tensors), trunk)
+def to_encoder(tensors: Tensors, layout: str, trunk: Any, *, antialias: bool = False) -> Tensors:
+    """Return `tensors` under the names and in the shapes of an `Encoder` around `trunk`; the classifier is left out."""
+    mapped = LAYOUT_MAPS[layout]({k.removeprefix("module."): v for k, v in tensors.items()})
+    classifier = tuple(f"trunk.{name}." for name in _classifier(trunk))
+    kept = {k: v for k, v in mapped.items() if not k.startswith(classifier)}
+    return fit_positions(kept, trunk, antialias=antialias)
 
 
-def fit_positions(tensors: Tensors, trunk: Any) -> Tensors:
+def fit_positions(tensors: Tensors, trunk: Any, *, antialias: bool = False) -> Tensors:
     """Resample the position embedding to the tile size that `trunk` was built for.
 
-    Without antialiasing, as DINOv2 and transformers do. Where timm keeps no position for the class token (models with
-    registers), the checkpoint's own is added to the class token, which is the same sum earlier.
+    DINOv2 and transformers do so without antialiasing, timm with it. Where timm keeps no position for the class token
+    (models with registers), the checkpoint's own is added to the class token, which is the same sum earlier.
     """
     key = "trunk.pos_embed"
     wanted = getattr(trunk, "pos_embed", None)
@@ -128,9 +129,15 @@ def fit_positions(tensors: Tensors, trunk: Any) -> Tensors:
         from timm.layers import resample_abs_pos_embed
 
         pos = resample_abs_pos_embed(
-            pos, new_size=list(trunk.patch_embed.grid_size), num_prefix_tokens=prefix, antialias=False
+            pos, new_size=list(trunk.patch_embed.grid_size), num_prefix_tokens=prefix, antialias=antialias
         )
     return out | {key: pos}
+
+
+def _classifier(trunk: Any) -> tuple[str, ...]:
+    """Return the names of the layers that a model was trained to classify with, as timm records them."""
+    name = getattr(trunk, "default_cfg", {}).get("classifier") or ()
+    return (name,) if isinstance(name, str) else tuple(name)
 
 
 def _from_hf(tensors: Tensors, block: dict[str, str], *prefixes: str) -> Tensors:
@@ -167,7 +174,8 @@ def _rename(name: str, table: dict[str, str]) -> str:
 
 
 def _renamed(tensors: Tensors, prefix: str, table: dict[str, str]) -> Tensors:
-    return {prefix + _rename(k, table): v for k, v in tensors.items() if _rename(k, table) != k or k in table}
+    """Rename what `table` knows, even where the name stays, and leave the rest out."""
+    return {prefix + _rename(k, table): v for k, v in tensors.items() if k in table or k.rpartition(".")[0] in table}
 
 
 def _under(tensors: Tensors, prefix: str) -> Tensors:

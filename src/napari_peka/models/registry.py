@@ -1,9 +1,9 @@
 """What is known of each encoder, and of each adapter kind: data only, no torch.
 
-Each entry was compared with the model's page, or with code by others that loads the same file strictly
-(TRIDENT, LazySlide, CONCH's own repository). ``revision`` is filled only where a commit was found in at least one
-public record of that very repository; None means that the newest commit is taken (`napari-peka models NAME`
-shows it). ``sha256`` is filled only for files that this package itself carries.
+Each entry was compared with the model's page, or with code by others that loads the same file strictly; which facts
+rest on what, and which could not be checked, is in ``docs/models.md``. ``revision`` is filled only where the full
+commit was found in a public record of that very repository; None means that the newest commit is taken.
+``sha256`` is filled only for files that this package itself carries.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class EncoderCard:
         Where the weights are; None where unknown or not needed.
     layout
         How the checkpoint names its tensors; see `models.keymaps`.
+    antialias
+        Whether position embeddings stored for larger tiles are shrunk with antialiasing, as the model's users do.
     kwargs
         Extra timm arguments as pairs; layers by name (see `models.encoder.LAYERS`).
     page
@@ -78,6 +80,7 @@ class EncoderCard:
     weights_file: str | None = None
     sha256: str | None = None
     layout: str = "timm"
+    antialias: bool = False
     kwargs: Kwargs = ()
     page: str = ""
     note: str = ""
@@ -150,15 +153,17 @@ def _mahmood() -> list[EncoderCard]:
     }  # fmt: skip
     return [
         _card("UNI", "vit_large_patch16_224", 1024, IMAGENET, NC, gated=True, hub_id="MahmoodLab/UNI",
-              weights_file=BIN, kwargs=LAYER_SCALE),
+              revision="b55a5ec6cade1a39edfe6534189a9b8ca7a022f0", weights_file=BIN, kwargs=LAYER_SCALE),
         _card("UNI2-h", "vit_giant_patch14_224", 1536, IMAGENET, NC, gated=True, hub_id="MahmoodLab/UNI2-h",
               revision="d517a8dd47902dd7c308b3c36f63bce47e7b9a43", weights_file=BIN, kwargs=uni2),
         _card("CONCH", "vit_base_patch16_224", 512, OPENAI_CLIP, NC, gated=True, hub_id="MahmoodLab/CONCH",
-              weights_file=BIN, px=448, pooling="attention", layout="conch",
-              note="image tower with its attentional pooler, before the contrastive projection"),
+              revision="f9ca9f877171a28ade80228fb195ac5d79003357", weights_file=BIN, px=448, pooling="attention",
+              layout="conch", note="image tower with its attentional pooler, before the contrastive projection; "
+              "often fed 512 px at 0.5 µm/px, resized to 448"),
         _card("CONCH-v1.5", "vit_large_patch16_224", 768, IMAGENET, NC, gated=True, hub_id="MahmoodLab/conchv1_5",
-              weights_file="pytorch_model_vision.bin", px=448, pooling="attention", layout="conch15",
-              kwargs={"init_values": 1e-6}, note="tile encoder of TITAN"),
+              revision="3e5766a5d1500d53c73c03005e24c30c1f27be13", weights_file="pytorch_model_vision.bin", px=448,
+              pooling="attention", layout="conch15", kwargs={"init_values": 1.0},
+              note="tile encoder of TITAN, which feeds it 512 px at 0.5 µm/px, resized to 448"),
     ]  # fmt: skip
 
 
@@ -170,10 +175,11 @@ def _companies() -> list[EncoderCard]:
         _card("H-optimus-0", giant, 1536, BIOPTIMUS, "Apache-2.0", gated=True, hub_id="bioptimus/H-optimus-0",
               revision="b145cc1e6c6b30d3251aa8b1f844e6974188a743", weights_file=BIN, kwargs=LAYER_SCALE),
         _card("H-optimus-1", giant, 1536, BIOPTIMUS, NC, gated=True, hub_id="bioptimus/H-optimus-1",
-              weights_file=SAFE, kwargs=LAYER_SCALE),
+              revision="3592cb220dec7a150c5d7813fb56e68bd57473b9", weights_file=SAFE, kwargs=LAYER_SCALE),
         _card("H0-mini", "vit_base_patch14_reg4_dinov2", 768, BIOPTIMUS, NC, gated=True,
-              hub_id="bioptimus/H0-mini", weights_file=SAFE,
-              kwargs={"mlp_ratio": 5.33334, **SWIGLU, **LAYER_SCALE}),
+              hub_id="bioptimus/H0-mini", revision="5b5cc0505d19ae558270045eb0df8c34df4d9609", weights_file=SAFE,
+              kwargs={"mlp_ratio": 5.33334, **SWIGLU, **LAYER_SCALE},
+              note="some users append the mean of the patch tokens (1536 numbers)"),
         _card("Virchow", "vit_huge_patch14_224", 2560, IMAGENET, "Apache-2.0", gated=True,
               hub_id="paige-ai/Virchow", revision="19eebc84ae33e79f1b2d866e6ff90ae50e522f9a", weights_file=BIN,
               pooling="cls+mean", kwargs=virchow),
@@ -181,17 +187,20 @@ def _companies() -> list[EncoderCard]:
               revision="3158645804b69e3f3bc4439d4116edddf0840a72", weights_file=SAFE, pooling="cls+mean",
               kwargs={"reg_tokens": 4, **virchow}),
         _card("Prov-GigaPath", "vit_giant_patch14_dinov2", 1536, IMAGENET, "Apache-2.0", gated=True,
-              hub_id="prov-gigapath/prov-gigapath", weights_file=BIN, kwargs=gigapath,
+              hub_id="prov-gigapath/prov-gigapath", revision="64f9e26c15019f2d4f6d9113c6822f88bb16b01b",
+              weights_file=BIN, kwargs=gigapath,
               note="its page resizes tiles to 256 px and crops the middle 224"),
         _card("Phikon", "vit_base_patch16_224", 768, IMAGENET, "Owkin non-commercial", hub_id="owkin/phikon",
-              weights_file=SAFE, layout="hf-vit", kwargs={"norm_eps": 1e-12}),
+              revision="057cc0295895c2df3dd7681a89680da6015cbefe", weights_file=SAFE, layout="hf-vit",
+              kwargs={"norm_eps": 1e-12}),
         _card("Phikon-v2", "vit_large_patch16_224", 1024, IMAGENET, "Owkin non-commercial",
               hub_id="owkin/phikon-v2", revision="2ae989a9c40cffaa27f0a6cb29cc94d1d6f9a5fd", weights_file=SAFE,
               layout="hf-dinov2", kwargs={"init_values": 1.0}),
         _card("Hibou-B", "vit_base_patch14_reg4_dinov2", 768, HIBOU, "Apache-2.0", gated=True,
-              hub_id="histai/hibou-b", weights_file=SAFE, layout="hf-dinov2"),
+              hub_id="histai/hibou-b", revision="7fdc8cce365ebfd9e7e60ee6ee9a8d4d59388f3c", weights_file=SAFE,
+              layout="hf-dinov2", kwargs={"mlp_ratio": 5.33334, **SWIGLU}),
         _card("Hibou-L", "vit_large_patch14_reg4_dinov2", 1024, HIBOU, "Apache-2.0", gated=True,
-              hub_id="histai/hibou-L", weights_file=SAFE, layout="hf-dinov2"),
+              hub_id="histai/hibou-L", weights_file=SAFE, layout="hf-dinov2", kwargs={"mlp_ratio": 5.34375, **SWIGLU}),
         _card("Midnight-12k", "vit_giant_patch14_dinov2", 3072, HALVES, "MIT", hub_id="kaiko-ai/midnight",
               revision="adc6b15679c981cce6f9b018bbad09d16eeeda9f", weights_file=SAFE, layout="hf-dinov2",
               pooling="cls+mean"),
@@ -201,35 +210,45 @@ def _companies() -> list[EncoderCard]:
 def _conversions() -> list[EncoderCard]:
     """Models that A. Laurent converted to timm (`1aurent` on the hub)."""
     kaiko = [
-        ("ViT-S/16", "vit_small_patch16_224", 384), ("ViT-S/8", "vit_small_patch8_224", 384),
-        ("ViT-B/16", "vit_base_patch16_224", 768), ("ViT-B/8", "vit_base_patch8_224", 768),
-        ("ViT-L/14", "vit_large_patch14_reg4_dinov2", 1024),
+        ("ViT-S16", "vit_small_patch16_224", 384, "48560ea39969fe44b7b2ab057de01484243a7d43"),
+        ("ViT-S8", "vit_small_patch8_224", 384, "003775444da0119f90ca63e2b86e454fd06ba797"),
+        ("ViT-B16", "vit_base_patch16_224", 768, "797c524a94c7fdae8ea33064d0ac6966ed8956bb"),
+        ("ViT-B8", "vit_base_patch8_224", 768, "a4eb74de76274a5f3fe8260841a1b07a90930f43"),
+        ("ViT-L14", "vit_large_patch14_reg4_dinov2", 1024, "d86df45eccdb957aa7869bab7d11f8e158dcbda2"),
     ]  # fmt: skip
     cards = [
-        _card(f"Kaiko-{size.replace('/', '')}", arch, dim, HALVES, "see the page", weights_file=SAFE,
-              hub_id=f"1aurent/{arch.replace('reg4_dinov2', 'reg4_224')}.{KAIKO}")
-        for size, arch, dim in kaiko
+        _card(f"Kaiko-{size}", arch, dim, HALVES, "Kaiko non-commercial", weights_file=SAFE, revision=revision,
+              hub_id=f"1aurent/{arch.replace('reg4_dinov2', 'reg4_224')}.{KAIKO}", antialias=size == "ViT-L14")
+        for size, arch, dim, revision in kaiko
     ]  # fmt: skip
-    lunit = [("Lunit-ViT-S16", "vit_small_patch16_224"), ("Lunit-ViT-S8", "vit_small_patch8_224")]
+    lunit = [
+        ("Lunit-ViT-S16", "vit_small_patch16_224", None),
+        ("Lunit-ViT-S8", "vit_small_patch8_224", "c23bc01cfbe022bc1f2a8a9306125a07818e4eb4"),
+    ]  # fmt: skip
     return cards + [
         _card(name, arch, 384, LUNIT, "Lunit non-commercial", hub_id=f"1aurent/{arch}.lunit_dino", weights_file=SAFE,
-              note="mean and std from Lunit's release; the converted file's own config says ImageNet's")
-        for name, arch in lunit
+              revision=revision, note="mean and std of Lunit's release; the converted file's own config seems to say "
+              "ImageNet's")
+        for name, arch, revision in lunit
     ]  # fmt: skip
 
 
 def _general() -> list[EncoderCard]:
-    sizes = [("S", "small", 384), ("B", "base", 768), ("L", "large", 1024), ("g", "giant", 1536)]
+    sizes = [
+        ("S", "small", 384, "4610ca143709d58a633b6397a74412c2c3842454"), ("B", "base", 768, None),
+        ("L", "large", 1024, "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c"), ("g", "giant", 1536, None),
+    ]  # fmt: skip
     dino = [
-        _card(f"DINOv2-ViT-{letter}14", f"vit_{size}_patch14_dinov2", dim, IMAGENET, "Apache-2.0",
+        _card(f"DINOv2-ViT-{letter}14", f"vit_{size}_patch14_dinov2", dim, IMAGENET, "Apache-2.0", revision=revision,
               hub_id=f"timm/vit_{size}_patch14_dinov2.lvd142m", weights_file=SAFE, note="natural images")
-        for letter, size, dim in sizes
+        for letter, size, dim, revision in sizes
     ]  # fmt: skip
     tiny = {"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 16}
     return [
         *dino,
         _card("ResNet50", "resnet50", 2048, IMAGENET, "BSD-3-Clause", hub_id="timm/resnet50.tv_in1k",
-              weights_file=SAFE, pooling="model", note="natural images"),
+              revision="78f3ecfdb38e06d9b8397f662e7ab8fee96026fa", weights_file=SAFE, pooling="model",
+              note="natural images"),
         _card("dinov2-vits14-demo", "vit_small_patch14_dinov2", 384, IMAGENET, "Apache-2.0", mpp=0.7,
               weights_file="dinov2_vits14.safetensors",
               sha256="3a01be8a58b264387e498706c2c0b626b95b2ed994fb7fdfd576530e020f39f4",

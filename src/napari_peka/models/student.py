@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 
 from napari_peka.core.errors import BundleError
 from napari_peka.models.bundle import ADAPTER, TRANSLATE, Model
-from napari_peka.models.encoder import load_encoder
+from napari_peka.models.encoder import Normaliser, complete, load_encoder
 
 
 class Student(nn.Module):
@@ -38,16 +40,7 @@ class Student(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder, self.translate, self.features = encoder, translate, features
-        self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(1, 3, 1, 1)), persistent=False)
-        self.register_buffer("shift", -(torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1), persistent=False)
-
-    def normalise(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Turn uint8 ``(b, S, S, 3)`` into normalised ``(b, 3, S, S)`` on this module's device."""
-        scale, shift = self.scale, self.shift
-        assert isinstance(scale, torch.Tensor)
-        assert isinstance(shift, torch.Tensor)
-        x = tiles.to(scale.device, non_blocking=True).permute(0, 3, 1, 2).to(scale.dtype)
-        return torch.addcmul(shift, x, scale)
+        self.normalise = Normaliser(mean, std)
 
     def embed(self, tiles: torch.Tensor) -> torch.Tensor:
         """Return the encoder's embedding of uint8 tiles ``(b, S, S, 3)``, shape ``(b, d)``."""
@@ -75,21 +68,46 @@ def translate_mlp(dims: list[int]) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def build_student(model: Model, *, weights: str | None = None, offline: bool = False) -> Student:
+def build_student(model: Model, *, weights: str | Path | None = None, offline: bool = False) -> Student:
     """Build what a bundle describes: encoder loaded, adapter merged into it, translation filled.
+
+    Parameters
+    ----------
+    model
+        The bundle.
+    weights
+        File or folder with the encoder's weights; None looks them up.
+    offline
+        Never use the network.
 
     Raises
     ------
     EncoderUnavailable
         If the encoder's weights cannot be had.
     BundleError
-        If the bundle's tensors do not fit the encoder.
+        If the encoder's weights are not those that the bundle was made with, or the bundle's tensors do not fit it.
     """
-    card, spec = model.card, model.spec
+    spec, p = model.spec, model.spec.preprocessing
+    card = complete(dataclasses.replace(model.card, px=p.tile_px))
     if spec.encoder.sha256 and card.sha256 and spec.encoder.sha256 != card.sha256:
         raise BundleError(
             f"{model.name} was made with other weights of {card.name} (sha256 {spec.encoder.sha256[:12]}, here "
             f"{card.sha256[:12]}); its values would be wrong"
+        )
+    made_with = spec.encoder
+    card = dataclasses.replace(
+        card, sha256=made_with.sha256 or card.sha256, revision=made_with.revision or card.revision
+    )
+    width = {"image": card.dim, "peka": (spec.translate or [0])[-1]}
+    width["image+peka"] = width["image"] + width["peka"]
+    if spec.translate and spec.translate[0] != card.dim:
+        raise BundleError(
+            f"{model.name}: the translation reads {spec.translate[0]} numbers, {card.name} gives {card.dim}"
+        )
+    if width[spec.head.features] != model.head.n_dims:
+        raise BundleError(
+            f"{model.name}: the gene head reads {model.head.n_dims} numbers, "
+            f"{card.name} gives {width[spec.head.features]}"
         )
     encoder = load_encoder(card, weights=weights, offline=offline)
     if spec.adapter.kind != "none":
@@ -99,29 +117,20 @@ def build_student(model: Model, *, weights: str | None = None, offline: bool = F
         add_adapter(encoder, model.adapter)
         load_adapter_state(encoder, _torch(model, ADAPTER))
         encoder = merge_adapter(encoder)
-    translate = None
-    if spec.translate:
-        if spec.translate[0] != card.dim:
-            raise BundleError(
-                f"{model.name}: the translation reads {spec.translate[0]} numbers, {card.name} gives {card.dim}"
-            )
-        translate = translate_mlp(spec.translate)
-        linear = [m for m in translate if isinstance(m, nn.Linear)]
-        tensors = _torch(model, TRANSLATE)
-        for i, layer in enumerate(linear):
-            layer.weight.data.copy_(tensors[f"{i}.weight"])
-            layer.bias.data.copy_(tensors[f"{i}.bias"])
-    width = {"image": card.dim, "peka": (spec.translate or [0])[-1]}
-    width["image+peka"] = width["image"] + width["peka"]
-    if width[spec.head.features] != model.head.n_dims:
-        raise BundleError(
-            f"{model.name}: the gene head reads {model.head.n_dims} numbers, "
-            f"{card.name} gives {width[spec.head.features]}"
-        )
-    p = spec.preprocessing
-    student = Student(encoder, p.mean, p.std, translate, spec.head.features)
+    student = Student(encoder, p.mean, p.std, _translation(model), spec.head.features)
     student.eval().requires_grad_(False)
     return student
+
+
+def _translation(model: Model) -> nn.Module | None:
+    if not model.spec.translate:
+        return None
+    translate = translate_mlp(model.spec.translate)
+    tensors = _torch(model, TRANSLATE)
+    for i, layer in enumerate(m for m in translate if isinstance(m, nn.Linear)):
+        layer.weight.data.copy_(tensors[f"{i}.weight"])
+        layer.bias.data.copy_(tensors[f"{i}.bias"])
+    return translate
 
 
 def _torch(model: Model, prefix: str) -> dict[str, torch.Tensor]:

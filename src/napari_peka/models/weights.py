@@ -17,13 +17,17 @@ from napari_peka.models.registry import EncoderCard
 ASSETS = Path(__file__).parent.parent / "assets" / "encoder"
 SAFETENSORS, PICKLED = ("model.safetensors",), ("pytorch_model.bin",)
 ENDINGS = (".safetensors", ".bin", ".pth", ".pt")
+#: what torch says when a file asks for a function to be called, and not when it is merely damaged
+ASKS_FOR_CODE = ("Unsupported global", "GLOBAL", "Unsupported class", "__reduce__", "persistent_load")
+LFS_POINTER = b"version https://git-lfs"
 
 
 def find_weights(card: EncoderCard, weights: str | Path | None = None, *, offline: bool = False) -> Path:
     """Return the file that holds an encoder's weights.
 
-    Looked up in this order: `weights` (a file or a folder), this package, the models folder, the filled hub cache,
-    and, unless `offline`, the hub with the person's own login.
+    Looked up in this order: `weights` (a file or a folder), this package, the models folder, the hub's cache, and,
+    unless `offline`, the hub with the person's own login; where that fails, any other commit in the cache. Nothing is
+    written but the hub's own cache.
 
     Raises
     ------
@@ -32,13 +36,23 @@ def find_weights(card: EncoderCard, weights: str | Path | None = None, *, offlin
     """
     if weights is not None:
         return _explicit(card, Path(weights).expanduser())
-    for folder in (ASSETS, encoder_folder(card.name)):
-        found = _in_folder(card, folder)
-        if found:
-            return found
+    if card.hub_id is None and card.weights_file and (ASSETS / card.weights_file).is_file():
+        return ASSETS / card.weights_file
+    found = _in_folder(card, encoder_folder(card.name))
+    if found:
+        return found
     if card.hub_id is None:
         raise EncoderUnavailable(f"no weights of {card.name} are here; {_put_it(card)}")
-    return _from_cache(card) or _from_hub(card, offline)
+    cached = _from_cache(card, card.revision)
+    if cached:
+        return cached
+    other = _from_cache(card, None)  # another commit than the pinned one, as other tools may have fetched it
+    try:
+        return _from_hub(card, offline)
+    except EncoderUnavailable:
+        if other is None:
+            raise
+    return other
 
 
 def candidates(card: EncoderCard) -> tuple[str, ...]:
@@ -46,6 +60,12 @@ def candidates(card: EncoderCard) -> tuple[str, ...]:
     if card.weights_file in (None, *SAFETENSORS, *PICKLED):
         return (*SAFETENSORS, *PICKLED)
     return (str(card.weights_file),)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file in hexadecimal."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def check_sha256(card: EncoderCard, path: Path) -> None:
@@ -58,13 +78,11 @@ def check_sha256(card: EncoderCard, path: Path) -> None:
     """
     if card.sha256 is None:
         return
-    digest = hashlib.sha256()
-    with path.open("rb") as f:
-        for part in iter(lambda: f.read(1 << 20), b""):
-            digest.update(part)
-    if digest.hexdigest() != card.sha256:
+    digest = file_sha256(path)
+    if digest != card.sha256:
         raise BundleError(
-            f"{path} is not {card.name}: its sha256 is {digest.hexdigest()[:12]}…, wanted {card.sha256[:12]}…"
+            f"{path} is not the {card.name} that is wanted: its sha256 is {digest[:12]}…, wanted {card.sha256[:12]}…; "
+            "another file, or another version of it, would give other values"
         )
 
 
@@ -94,7 +112,7 @@ def _opened(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as e:
-        raise BundleError(f"{path} is not a whole safetensors file ({e}); fetch it again") from e
+        raise _damaged(path, "safetensors", e) from e
 
 
 def _load_torch(path: Path) -> Any:
@@ -102,14 +120,26 @@ def _load_torch(path: Path) -> Any:
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as e:
-            raise BundleError(
-                f"{path} holds more than tensors and is not opened, since it could run code; "
-                "convert it to safetensors where you trust it"
-            ) from e
-        except (RuntimeError, OSError, EOFError, ValueError) as e:
+            if any(words in str(e) for words in ASKS_FOR_CODE):
+                raise BundleError(
+                    f"{path} holds more than tensors and is not opened, since it could run code; "
+                    "convert it to safetensors where you trust it"
+                ) from e
+            raise _damaged(path, "torch", e) from e
+        except Exception as e:  # damaged bytes make torch fail in many ways
             if not mmap:
-                raise BundleError(f"{path} is not a whole torch file ({e}); fetch it again") from e
+                raise _damaged(path, "torch", e) from e
     raise AssertionError
+
+
+def _damaged(path: Path, kind: str, e: Exception) -> BundleError:
+    with path.open("rb") as f:
+        start = f.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        return BundleError(f"{path} is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`")
+    said = str(e).splitlines()[:1] or [""]
+    reason = type(e).__name__ if isinstance(e, pickle.UnpicklingError) or not said[0] else said[0]
+    return BundleError(f"{path} is not a whole {kind} file ({reason}); fetch it again")
 
 
 def _state_dict(content: Any, path: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -126,7 +156,7 @@ def _state_dict(content: Any, path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 def _explicit(card: EncoderCard, path: Path) -> Path:
     if path.is_file():
         return path
-    found = _in_folder(card, path) or _only_file(path)
+    found = _in_folder(card, path)
     if found is None:
         raise EncoderUnavailable(
             f"no weights of {card.name} at {path}: wanted a file, or a folder with {' or '.join(candidates(card))}"
@@ -135,13 +165,10 @@ def _explicit(card: EncoderCard, path: Path) -> Path:
 
 
 def _in_folder(card: EncoderCard, folder: Path) -> Path | None:
-    names = candidates(card) if folder != ASSETS else (str(card.weights_file),) if card.hub_id is None else ()
-    return next((folder / n for n in names if (folder / n).is_file()), None) or (
-        _only_file(folder) if folder != ASSETS else None
-    )
-
-
-def _only_file(folder: Path) -> Path | None:
+    """Return a file of the expected name, else the only file of its kind."""
+    for name in candidates(card):
+        if (folder / name).is_file():
+            return folder / name
     for ending in ENDINGS:
         found = sorted(folder.glob(f"*{ending}")) if folder.is_dir() else []
         if len(found) == 1:
@@ -149,14 +176,28 @@ def _only_file(folder: Path) -> Path | None:
     return None
 
 
-def _from_cache(card: EncoderCard) -> Path | None:
+def _from_cache(card: EncoderCard, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    for name in candidates(card):
-        found = try_to_load_from_cache(str(card.hub_id), name, revision=card.revision)
-        if isinstance(found, str):
-            return Path(found)
+    for repo in _spellings(str(card.hub_id)):
+        for name in candidates(card):
+            found = try_to_load_from_cache(repo, name, revision=revision)
+            if isinstance(found, str):
+                return Path(found)
     return None
+
+
+def _spellings(repo: str) -> list[str]:
+    """Return a hub id as it is spelt in the cache: the hub takes any capitals, a folder's name keeps them."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    wanted = repo_folder_name(repo_id=repo, repo_type="model").casefold()
+    try:
+        there = sorted(p.name for p in Path(constants.HF_HUB_CACHE).iterdir() if p.name.casefold() == wanted)
+    except OSError:  # no cache yet
+        there = []
+    return [repo, *(name.removeprefix("models--").replace("--", "/", 1) for name in there)]
 
 
 def _from_hub(card: EncoderCard, offline: bool) -> Path:
@@ -167,17 +208,17 @@ def _from_hub(card: EncoderCard, offline: bool) -> Path:
         raise EncoderUnavailable(
             f"the weights of {card.name} are not here and nothing is fetched offline; {_put_it(card)}"
         )
-    missing: Exception | None = None
     for name in candidates(card):
         try:
             return Path(hf_hub_download(str(card.hub_id), name, revision=card.revision, library_name="napari-peka"))
-        except LocalEntryNotFoundError as e:
-            raise EncoderUnavailable(f"the hub cannot be reached for {card.name}; {_put_it(card)}") from e
-        except EntryNotFoundError as e:
-            missing = e
-        except Exception as e:
-            raise _refused(card, e) from e
-    raise EncoderUnavailable(f"{card.page} has none of {', '.join(candidates(card))}") from missing
+        except LocalEntryNotFoundError:
+            refusal = EncoderUnavailable(f"the hub cannot be reached for {card.name}; {_put_it(card)}")
+        except EntryNotFoundError:
+            continue
+        except Exception as e:  # noqa: BLE001 - whatever the hub, a proxy or the disk says
+            refusal = _refused(card, e)
+        raise refusal from None  # the hub's own text may hold an address with a password in it
+    raise EncoderUnavailable(f"{card.page} has none of {', '.join(candidates(card))}")
 
 
 def _refused(card: EncoderCard, e: Exception) -> EncoderUnavailable:
@@ -185,10 +226,15 @@ def _refused(card: EncoderCard, e: Exception) -> EncoderUnavailable:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     status = getattr(getattr(e, "response", None), "status_code", None)
-    if isinstance(e, (GatedRepoError, RepositoryNotFoundError)) or status in (401, 403):
+    if isinstance(e, GatedRepoError) or status == 403 or (card.gated and status in (401, 404)):
         return EncoderUnavailable(
             f"{card.name} is gated: ask for access at {card.page}, then log in with `hf auth login`; "
             "the licence there binds what you may do with it"
+        )
+    if isinstance(e, RepositoryNotFoundError) or status == 401:
+        return EncoderUnavailable(
+            f"{card.name} is not to be had at {card.page}: it has moved, or your login (`hf auth login`) is not "
+            f"accepted; {_put_it(card)}"
         )
     return EncoderUnavailable(f"{card.name} cannot be fetched ({type(e).__name__}); {_put_it(card)}")
 
@@ -196,4 +242,4 @@ def _refused(card: EncoderCard, e: Exception) -> EncoderUnavailable:
 def _put_it(card: EncoderCard) -> str:
     where = encoder_folder(card.name)
     source = f" from {card.page}" if card.page else ""
-    return f"put {candidates(card)[0]}{source} into {where}, or name the file with weights="
+    return f"put {card.weights_file or candidates(card)[0]}{source} into {where}, or name the file with weights="

@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from napari_peka.core.errors import BundleError, EncoderUnavailable, UnknownName, near_names
+from napari_peka.core.errors import BundleError, EncoderUnavailable, PekaError, UnknownName, near_names
 from napari_peka.models.bundle import SPEC_FILE, TENSOR_FILE, Model, read_bundle
-from napari_peka.models.folder import models_folder
-from napari_peka.models.registry import ENCODERS
+from napari_peka.models.folder import ENVIRONMENT, models_folder
+from napari_peka.models.registry import ENCODERS, TIMM_PREFIX, encoder_card
 
 DEMO = "demo"
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -37,11 +37,13 @@ def load_model(name: str | Path, *, offline: bool = False) -> Model:
     if text == DEMO:
         return read_bundle(ASSETS / DEMO)
     path = Path(name).expanduser()
-    if path.exists():
+    if _is_there(path / SPEC_FILE) or (_is_there(path) and not path.is_dir()):
         return read_bundle(path)
     local = local_models()
     if text in local:
         return read_bundle(local[text])
+    if _is_there(path):
+        return read_bundle(path)  # a folder, and no bundle: the error says what is missing
     if isinstance(name, str) and text.count("/") == 1 and not text.startswith((".", "/", "~")):
         return read_bundle(_from_hub(text, offline))
     raise UnknownName(
@@ -52,37 +54,66 @@ def load_model(name: str | Path, *, offline: bool = False) -> Model:
 
 
 def local_models() -> dict[str, Path]:
-    """Return the bundles in the models folder by name."""
+    """Return the bundles in the models folder by name; a folder goes before a ``.zip`` of the same name.
+
+    Raises
+    ------
+    BundleError
+        If there is a models folder and it cannot be read.
+    """
     folder = models_folder()
-    if not folder.is_dir():
-        return {}
-    found = {p.name: p for p in sorted(folder.iterdir()) if (p / SPEC_FILE).is_file()}
-    return found | {p.stem: p for p in sorted(folder.glob("*.zip"))}
+    try:
+        if not folder.is_dir():
+            return {}
+        inside = sorted(folder.iterdir())
+    except OSError as e:
+        raise BundleError(
+            f"the models folder {folder} cannot be read ({e.strerror}); ask for the right to, or set {ENVIRONMENT}"
+        ) from e
+    zips = {p.stem: p for p in inside if p.suffix.lower() == ".zip"}
+    return zips | {p.name: p for p in inside if _is_there(p / SPEC_FILE)}
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for a file, or a folder that may not be entered
+        return False
 
 
 def _from_hub(repo: str, offline: bool) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
+    page = f"https://huggingface.co/{repo}"
+    refusal: Exception
     try:
         paths = [
             Path(hf_hub_download(repo, file, local_files_only=offline, library_name="napari-peka"))
             for file in (TENSOR_FILE, SPEC_FILE)
         ]
-    except GatedRepoError as e:
-        raise EncoderUnavailable(
-            f"the model {repo} is gated: ask for access at https://huggingface.co/{repo}, "
-            "then log in with `hf auth login`"
-        ) from e
-    except (RepositoryNotFoundError, LocalEntryNotFoundError) as e:
-        raise UnknownName(
-            f"there is no model {repo!r} here or on the hub (or the hub cannot be reached); give the path of a bundle"
-        ) from e
-    except Exception as e:
-        raise EncoderUnavailable(f"the model {repo} cannot be fetched ({type(e).__name__}: {e})") from e
-    if paths[0].parent != paths[1].parent:
-        raise BundleError(f"the two files of {repo} come from different revisions; fetch it again")
-    return paths[1].parent
+    except GatedRepoError:
+        refusal = EncoderUnavailable(
+            f"the model {repo} is gated: ask for access at {page}, then log in with `hf auth login`"
+        )
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HFValidationError):
+        where = "in the cache" if offline else "or on the hub (or the hub cannot be reached)"
+        refusal = UnknownName(f"there is no model {repo!r} here {where}; give the path of a bundle")
+    except EntryNotFoundError:
+        refusal = BundleError(f"{page} is no model bundle: it lacks {TENSOR_FILE} or {SPEC_FILE}")
+    except Exception as e:  # noqa: BLE001 - whatever the hub, a proxy or the disk says
+        refusal = EncoderUnavailable(f"the model {repo} cannot be fetched ({type(e).__name__}); try again later")
+    else:
+        if paths[0].parent != paths[1].parent:
+            raise BundleError(f"the two files of {repo} come from different revisions; fetch it again")
+        return paths[1].parent
+    raise refusal from None  # the hub's own text may hold an address with a password in it
 
 
 def listing() -> dict[str, Any]:
@@ -92,7 +123,7 @@ def listing() -> dict[str, Any]:
         try:
             model = read_bundle(path)
             models.append(_brief(name, model))
-        except BundleError as e:
+        except PekaError as e:
             models.append({"name": name, "genes": 0, "encoder": f"cannot be used: {e}", "path": str(path)})
     encoders = [
         {
@@ -112,9 +143,17 @@ def show(name: str) -> dict[str, Any]:
     UnknownName
         If there is neither.
     """
-    if name in ENCODERS:
-        return dataclasses.asdict(ENCODERS[name])
-    model = load_model(name, offline=True)
+    encoders = {k.casefold(): k for k in ENCODERS}
+    if name.casefold() in encoders:
+        return dataclasses.asdict(ENCODERS[encoders[name.casefold()]])
+    if name.startswith(TIMM_PREFIX):
+        from napari_peka.models.encoder import complete  # imports torch
+
+        return dataclasses.asdict(complete(encoder_card(name)))
+    try:
+        model = load_model(name, offline=True)
+    except UnknownName as e:
+        raise UnknownName(f"{e}{near_names(name, ENCODERS)}") from None
     spec = model.spec.model_dump(by_alias=True)
     spec["head"] = {k: v for k, v in spec["head"].items() if k not in ("genes", "gene_ids", "pcc")}
     return {**_brief(name, model), **spec, "digest": model.digest, "unknown_keys": list(model.dropped)}
