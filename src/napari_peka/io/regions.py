@@ -94,7 +94,8 @@ def write_regions(path: str | Path, regions: Mapping[str, Any]) -> None:
             "properties": {"objectType": "annotation", "name": name},
         })  # fmt: skip
     text = json.dumps({"type": "FeatureCollection", "features": features}, ensure_ascii=False, allow_nan=False)
-    write_whole(Path(path), text.encode())
+    # a lone half of a character, which JSON can hold and UTF-8 cannot, becomes its JSON escape again
+    write_whole(Path(path), text.encode(errors="backslashreplace"))
 
 
 def check_region(region: Any, shape: tuple[int, int]) -> Any:
@@ -128,8 +129,11 @@ def check_region(region: Any, shape: tuple[int, int]) -> Any:
 
 def _named(path: Path) -> list[tuple[str, Any]]:
     data = _loaded(path)
-    _check_crs(data, path)
-    found = [(name, _shape(g, path)) for name, g in _geometries(data, path)]
+    try:
+        _check_crs(data, path)
+        found = [(name, _shape(g, path)) for name, g in _geometries(data, path)]
+    except RecursionError as e:
+        raise RegionError(f"{path} is nested too deeply to be GeoJSON; {_DRAW}") from e
     if not found:
         raise RegionError(f"{path} holds no region; {_DRAW}")
     return found
@@ -166,8 +170,9 @@ def _geometries(data: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if kind == "FeatureCollection":
         yield from _geometries(data.get("features") or [], path)
     elif kind == "Feature":
-        name = _name(data.get("properties"))
-        yield from ((name, g) for _, g in _geometries(data["geometry"], path) if data.get("geometry"))
+        if data.get("geometry") is not None:  # GeoJSON allows a feature without a place
+            name = _name(data.get("properties"))
+            yield from ((name, g) for _, g in _geometries(data["geometry"], path))
     elif kind == "GeometryCollection":
         yield from _geometries(data.get("geometries") or [], path)
     elif kind in _POLYGONS:
@@ -183,15 +188,19 @@ def _name(properties: Any) -> str:
     if not isinstance(properties, dict):
         return ""
     kind = properties.get("classification")
-    named = kind.get("name") if isinstance(kind, dict) else kind
-    return str(properties.get("name") or named or "")
+    if isinstance(kind, dict):  # QuPath writes "names" for a class derived from another, and shows them so
+        names = kind.get("names")
+        kind = ": ".join(map(str, names)) if isinstance(names, list) else kind.get("name")
+    return str(properties.get("name") or kind or "")
 
 
 def _shape(geometry: dict[str, Any], path: Path) -> Any:
+    import numpy as np
     import shapely.geometry
 
     try:
-        made = shapely.geometry.shape(geometry)
+        with np.errstate(invalid="ignore"):  # NaN is refused below, in words
+            made = shapely.geometry.shape(geometry)
     # shapely lets through whatever its C library or the loop over wrong nesting says
     except Exception as e:
         raise RegionError(f"{path} holds a {geometry['type']} with unusable coordinates ({e}); {_DRAW}") from e
