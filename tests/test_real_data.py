@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 import napari_peka as peka
 
 #: µm per pixel where the file has none or an absurd one: from the spot array's pitch, or a guess for an overview
-MPP = {"C2.jpg": 0.687, "C3.jpg": 0.687, "C4.jpg": 0.687, "C5.jpg": 0.687, "slide.tiff": 0.5, "slide.jpeg": 4.0}
+MPP = {"C2.jpg": 0.687, "C3.jpg": 0.687, "C4.jpg": 0.687, "C5.jpg": 0.687, "slide.tiff": 0.5, "slide.jpeg": 0.5}
 MPP["slide_with_ink.jpeg"] = 4.0
 IMAGES = ("wsi/cmu_small_region.svs", "wsi/slide.tiff", "wsi/slide.jpeg", "wsi/slide_with_ink.jpeg")
 SECTIONS = ("st/C2.jpg", "st/C3.jpg", "st/C4.jpg", "st/C5.jpg")

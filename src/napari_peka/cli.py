@@ -6,19 +6,37 @@ holds one JSON document and nothing else; progress and messages go to standard e
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
+import math
+import os
+import re
+import signal
 import sys
+import threading
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_peka.core.errors import DeviceError, EncoderUnavailable, PekaError, SettingError, StoreError
+from napari_peka.core.errors import (
+    DeviceError,
+    EncoderUnavailable,
+    OutputMismatch,
+    PekaError,
+    SettingError,
+    StoreError,
+)
 from napari_peka.core.progress import Cancelled
 
 if TYPE_CHECKING:
     from napari_peka.config import PredictConfig
-    from napari_peka.io.store import Prediction
+    from napari_peka.infer.engine import Forward
 
 app = typer.Typer(
     add_completion=False,
@@ -36,49 +54,64 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 DEMO_GENE = "ERBB2"
 #: a quarter of the demo model's tile: the embedded slide is 1.5 mm high, whole tiles would be a coarse map
 DEMO_STRIDE_PX = 56
+INTERRUPTED = 130
 #: bad input is 2; these come from the machine, not from what was asked
 _MACHINE = (StoreError, DeviceError, EncoderUnavailable)
+#: what no file name may hold on one platform or another; "%" too, so that two genes never share a name
+_NOT_IN_NAMES = re.compile(r'[\x00-\x1f<>:"/\\|?*%]')
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     _plain_streams()
-    try:
-        code = app(args=args, prog_name="napari-peka", standalone_mode=False) or 0
-    except (KeyboardInterrupt, Cancelled, typer.Abort):
-        code = _fail("interrupted; the same command goes on from here", 130)
-    except PekaError as e:
-        code = _fail(str(e), exit_code(e))
-    except Exception as e:  # noqa: BLE001 - a person never gets a traceback
-        code = _usage_or_bug(e)
+    if not os.environ.get("NAPARI_PEKA_DEBUG"):  # what libraries log is said here in a sentence, or is no news
+        logging.getLogger().addHandler(logging.NullHandler())
+    with _terminated_is_interrupted():
+        try:
+            code = app(args=args, prog_name="napari-peka", standalone_mode=False) or 0
+            if code == INTERRUPTED:  # typer turns Ctrl-C into a code, and says nothing
+                raise KeyboardInterrupt
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except (KeyboardInterrupt, Cancelled, typer.Abort):
+            code = _fail("interrupted; the same command goes on from here", INTERRUPTED)
+        except SystemExit as e:  # typer ends by itself when nobody reads standard output any more
+            code = _fail("standard output was closed before all was written", 1) if e.code else 0
+        except Exception as e:  # noqa: BLE001 - a person never gets a traceback
+            code = _fail(*sentence(e))
     sys.exit(code)
 
 
 def exit_code(e: BaseException) -> int:
     """Return the exit code for an error: 2 for bad input, 1 for what the machine lacks."""
-    return 1 if isinstance(e, _MACHINE) and not isinstance(e, _mismatch()) else 2
+    return 1 if isinstance(e, _MACHINE) and not isinstance(e, OutputMismatch) else 2
 
 
-def _mismatch() -> type[PekaError]:
-    from napari_peka.core.errors import OutputMismatch
-
-    return OutputMismatch
-
-
-def _usage_or_bug(e: Exception) -> int:
+def sentence(e: Exception) -> tuple[str, int]:
+    """Return one line for an error, and its exit code."""
+    if isinstance(e, PekaError):
+        return str(e), exit_code(e)
     if hasattr(e, "format_message") and hasattr(e, "exit_code"):  # click's own usage errors
-        return _fail(e.format_message(), 2)
-    import os
-
+        return e.format_message() or "no command was given; `napari-peka --help` lists them", 2
     if os.environ.get("NAPARI_PEKA_DEBUG"):
-        raise e
-    text = " ".join(str(e).split())
-    return _fail(f"{type(e).__name__}: {text} (unexpected; NAPARI_PEKA_DEBUG=1 shows where)", 1)
+        _say("".join(traceback.format_exception(e)).rstrip())
+    if isinstance(e, MemoryError):
+        return "not enough memory; close other programs, or give a smaller --batch-size or a --roi", 1
+    if isinstance(e, OSError) and e.errno == errno.ENOSPC:
+        return "the disk is full; free some space and run again", 1
+    if isinstance(e, BrokenPipeError):
+        return "standard output was closed before all was written", 1
+    return f"{type(e).__name__}: {e} (unexpected; NAPARI_PEKA_DEBUG=1 shows where)", 1
 
 
 def _fail(text: str, code: int) -> int:
-    sys.stdout.flush()
-    print(f"error: {text}", file=sys.stderr, flush=True)  # noqa: T201
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:  # nobody reads, or the disk is full: the interpreter would try once more at its end
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _say(f"error: {' '.join(text.split())}")
     return code
 
 
@@ -88,12 +121,37 @@ def _plain_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
+@contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """Let a scheduler's SIGTERM end a run as Ctrl-C does: with its line, and without what was half-written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    if sys.stderr is None:  # print would take standard output instead
+        return
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _out(data: Any, as_json: bool, text: str) -> None:
-    print(json.dumps(data, indent=1, allow_nan=False) if as_json else text)  # noqa: T201
+    print(json.dumps(_finite(data), indent=1, allow_nan=False) if as_json else text)  # noqa: T201
+
+
+def _finite(data: Any) -> Any:
+    """Return data for JSON, which has no NaN: it becomes null."""
+    if isinstance(data, dict):
+        return {str(k): _finite(v) for k, v in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(v) for v in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 @app.command()
@@ -106,13 +164,14 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Run the main job on the embedded slide and model, offline."""
-    from napari_peka.config import PredictConfig, checked
+    from napari_peka.config import PredictConfig
     from napari_peka.io.sample import sample_slide
 
-    config = checked(PredictConfig, device=device, stride_px=DEMO_STRIDE_PX)
-    entry = _predict_one(sample_slide(), _model("demo"), output, [DEMO_GENE], config=config)
+    config = PredictConfig(device=device, stride_px=DEMO_STRIDE_PX)
+    # the demo's folder is its own: what an older version left there is in nobody's way
+    entry = _predict_one(sample_slide(), _model("demo"), output, [DEMO_GENE], config=config, overwrite=True)
     if "error" in entry:
-        raise SettingError(entry["error"])
+        raise typer.Exit(_fail(entry["error"], entry["code"]))
     _out(entry, as_json, f"map      {entry['output']}\npicture  {entry['pictures'][0]}")
     if open_napari:
         _open_napari(sample_slide(), entry["output"], DEMO_GENE)
@@ -120,24 +179,23 @@ def demo(
 
 @app.command()
 def info(
-    slide: Annotated[Path, typer.Argument(help="A whole-slide image.")],
+    slide: Annotated[Path, typer.Argument(help="A whole-slide image.", readable=False)],
     mpp: Mpp = None,
     as_json: Json = False,
 ) -> None:
     """Say what a slide is: size, µm per pixel and where they came from, levels, reader."""
+    from napari_peka.console import info_text
     from napari_peka.io.slide import open_slide
 
     with open_slide(slide, mpp=mpp) as opened:
         data = opened.info()
-    lines = [f"{k:<12} {v}" for k, v in data.items() if k not in ("warnings", "levels")]
-    lines += [f"level {i:<6} {v}" for i, v in enumerate(data["levels"])]
-    lines += [f"warning      {w}" for w in data["warnings"]]
-    _out(data, as_json, "\n".join(lines))
+    _out(data, as_json, info_text(data))
 
 
 @app.command()
 def predict(
-    slides: Annotated[list[Path], typer.Argument(help="Whole-slide images.")],
+    # readable: typer would refuse the whole command for one slide that may not be read
+    slides: Annotated[list[Path], typer.Argument(help="Whole-slide images.", readable=False)],
     model: Annotated[str, typer.Option(help="demo, a bundle's folder or .zip, its name, or a hub id.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")],
     genes: Annotated[str | None, typer.Option(help="Genes to draw as PNG, separated by commas.")] = None,
@@ -150,42 +208,43 @@ def predict(
     batch_size: Annotated[int | None, typer.Option(help="Tiles a forward pass.")] = None,
     stride_px: Annotated[int | None, typer.Option(help="Distance of tiles in px at the model's mpp.")] = None,
     min_tissue: Annotated[float, typer.Option(help="Least share of a tile that must be tissue.")] = 0.25,
+    find_tissue: Annotated[
+        bool, typer.Option(help="Only tiles on tissue, or every tile of the region or slide.")
+    ] = True,
     overwrite: Annotated[bool, typer.Option(help="Replace a result of another slide, model or setting.")] = False,
     as_json: Json = False,
 ) -> None:
     """Predict the expression maps of slides. Interrupted, the same command goes on where it stopped."""
-    from napari_peka.config import PredictConfig, checked
+    from napari_peka.config import PredictConfig
+    from napari_peka.console import predict_text
+    from napari_peka.workflows import load_forward
 
-    config = checked(
-        PredictConfig,
-        device=device,
-        precision=precision,
-        batch_size=batch_size,
-        stride_px=stride_px,
-        min_tissue=min_tissue,
-    )
+    config = PredictConfig(
+        device=device, precision=precision, batch_size=batch_size, stride_px=stride_px, min_tissue=min_tissue,
+        find_tissue=find_tissue,
+    )  # fmt: skip
+    _check_names(slides)
     loaded = _model(model)
-    wanted = [g.strip() for g in (genes or "").split(",") if g.strip()]
+    wanted = list(dict.fromkeys(g.strip() for g in (genes or "").split(",") if g.strip()))
     for gene in wanted:
         loaded.head.index(gene)  # an unknown gene is said before hours of work
-    same = {s.name for s in slides if sum(_result_name(s) == _result_name(t) for t in slides) > 1}
-    if same:
-        raise SettingError(f"two slides would write the same result ({', '.join(sorted(same))}); predict them apart")
-    entries = [
-        _predict_one(s, loaded, output, wanted, roi=roi, mpp=mpp, config=config, overwrite=overwrite) for s in slides
-    ]
-    lines = [
-        f"{e['slide']}: error: {e['error']}"
-        if "error" in e
-        else f"{e['slide']}: {e['tiles']} tiles, {e['unreadable_tiles']} unreadable, {e['seconds']} s -> {e['output']}"
-        for e in entries
-    ]
-    _out([{k: v for k, v in e.items() if k != "code"} for e in entries], as_json, "\n".join(lines))
+    forward = load_forward(loaded, config)
+    entries = []
+    for i, slide in enumerate(slides, 1):
+        title = f"[{i}/{len(slides)}] {slide.name}" if len(slides) > 1 else slide.name
+        entry = _predict_one(
+            slide, loaded, output, wanted, roi=roi, mpp=mpp, config=config, overwrite=overwrite, title=title,
+            forward=forward,
+        )  # fmt: skip
+        entries.append(entry)
+        if "error" in entry and i < len(slides):
+            _say(f"{title}: {entry['error']}")  # hours before the end of the others
+    _out([{k: v for k, v in e.items() if k != "code"} for e in entries], as_json, predict_text(entries))
     failed = [e for e in entries if "error" in e]
     if failed:
-        code = max(e["code"] for e in failed) if all(e["code"] == 2 for e in failed) else 1
         more = f" ({len(failed)} of {len(entries)} slides failed)" if len(entries) > 1 else ""
-        raise typer.Exit(_fail(failed[0]["error"] + more, code))
+        first = min(failed, key=lambda e: e["code"])  # 1, the machine's fault, before 2, the input's
+        raise typer.Exit(_fail(first["error"] + more, first["code"]))
 
 
 @app.command()
@@ -193,33 +252,20 @@ def models(
     name: Annotated[str | None, typer.Argument(help="A model or an encoder.")] = None, as_json: Json = False
 ) -> None:
     """List models and encoders, or show one."""
+    from napari_peka.console import listing_text, rows
     from napari_peka.models.zoo import listing, show
 
-    if name is None:
-        data = listing()
-        rows = [f"{m['name']:<28} {m['genes']:>6} genes  {m['encoder']}" for m in data["models"]]
-        rows += ["", f"encoders (models folder: {data['folder']})"]
-        rows += [
-            f"{e['name']:<28} {e['dim']:>6} dims   {'gated' if e['gated'] else 'open '}  {e['licence']}"
-            for e in data["encoders"]
-        ]
-        _out(data, as_json, "\n".join(rows))
-    else:
-        data = show(name)
-        _out(data, as_json, "\n".join(f"{k:<14} {v}" for k, v in data.items()))
+    data = listing() if name is None else show(name)
+    _out(data, as_json, listing_text(data) if name is None else "\n".join(rows(data)))
 
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what this machine can do, with the mend for what it cannot."""
-    from napari_peka.doctor import examine
+    from napari_peka.doctor import as_text, examine
 
     checks = examine(_model)
-    _out(
-        checks,
-        as_json,
-        "\n".join(f"{'ok ' if c['ok'] else '-- '} {c['name']:<12} {c['text']}" for c in checks),
-    )
+    _out(checks, as_json, as_text(checks))
 
 
 def _open_napari(slide: Path, result: str, gene: str) -> None:
@@ -237,16 +283,29 @@ def _model(name: str) -> Any:
     return load_model(name)
 
 
-def _result_name(slide: Path) -> str:
-    return f"{slide.stem}.peka.zarr"
+def _stem(slide: Path) -> str:
+    return (slide if slide.stem not in ("", "..") else slide.resolve()).stem
+
+
+def _check_names(slides: list[Path]) -> None:
+    count = Counter(map(_stem, slides))
+    same = [str(s) for s in slides if count[_stem(s)] > 1]
+    if same:
+        raise SettingError(
+            f"these slides would write the same result: {', '.join(same)}; predict them apart, each with its own -o"
+        )
+
+
+def _picture_name(slide: Path, gene: str) -> str:
+    """Return the file name for a gene as it was asked for, so that a script knows it beforehand."""
+    return f"{_stem(slide)}.{_NOT_IN_NAMES.sub(lambda hit: f'%{ord(hit[0]):02X}', gene)}.png"
 
 
 def _predict_one(
     path: Path, model: Any, output: Path, genes: list[str], *, roi: Path | None = None, mpp: float | None = None,
-    config: PredictConfig | None = None, overwrite: bool = False,
+    config: PredictConfig, overwrite: bool = False, title: str = "", forward: Forward | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Predict one slide; what is wrong with it comes back as its entry's ``error`` and does not stop the others."""
-    from napari_peka.config import PredictConfig
     from napari_peka.console import console_progress
     from napari_peka.core.files import make_folder
     from napari_peka.io.figure import write_map
@@ -257,15 +316,14 @@ def _predict_one(
     entry: dict[str, Any] = {"slide": str(path)}
     try:
         region = read_regions(roi) if roi else None
-        with open_slide(path, mpp=mpp) as slide, console_progress(path.name) as progress:
-            make_folder(output)
-            target = output / _result_name(path)
-            prediction: Prediction = run(
-                slide, model, output=target, region=region, config=config or PredictConfig(),
-                overwrite=overwrite, progress=progress,
+        with open_slide(path, mpp=mpp) as slide, console_progress(title or path.name) as progress:
+            target = make_folder(output) / f"{_stem(path)}.peka.zarr"
+            prediction = run(
+                slide, model, output=target, region=region, config=config, overwrite=overwrite, forward=forward,
+                progress=progress,
             )  # fmt: skip
             progress.stage("drawing")
-            pictures = [str(write_map(prediction, slide, g, output / f"{path.stem}.{g}.png")) for g in genes]
+            pictures = [str(write_map(prediction, slide, g, output / _picture_name(path, g))) for g in genes]
             done = prediction.record["run"]
             entry |= {
                 "output": str(target),
@@ -277,6 +335,9 @@ def _predict_one(
                 "warnings": [*slide.warnings, *progress.notes],
                 "pictures": pictures,
             }
-    except PekaError as e:
-        entry |= {"error": str(e), "code": exit_code(e)}
+    except Cancelled:
+        raise
+    except Exception as e:  # noqa: BLE001 - a night's other slides must not pay for this one
+        text, code = sentence(e)
+        entry |= {"error": " ".join(text.split()), "code": code}
     return entry

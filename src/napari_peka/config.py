@@ -6,17 +6,27 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from napari_peka.core.errors import SettingError
+from napari_peka.core.errors import SettingError, near_names
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
-class PredictConfig(BaseModel):
-    """How to predict a map. Every field that changes the numbers is written into the result."""
+class Settings(BaseModel):
+    """Base of all settings: frozen, checked; a value that cannot be used is a :class:`SettingError`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps")
+    def __init__(self, **settings: Any) -> None:
+        try:
+            super().__init__(**settings)
+        except ValidationError as e:
+            raise _setting_error(e, type(self)) from e
+
+
+class PredictConfig(Settings):
+    """How to predict a map. Every field that changes the numbers is written into the result."""
+
+    device: str = Field("auto", pattern=r"^(auto|(cpu|cuda|mps)(:\d+)?)$", description="auto, cpu, cuda, cuda:1 or mps")
     precision: Precision = Field(
         "auto", description="number format of the encoder; auto: bf16 where the machine has it"
     )
@@ -24,19 +34,28 @@ class PredictConfig(BaseModel):
     stride_px: int | None = Field(
         None, ge=1, description="distance of tiles in px at the model's mpp; None: no overlap"
     )
+    find_tissue: bool = Field(True, description="only tiles on tissue; off: every tile of the region or slide")
     min_tissue: float = Field(0.25, ge=0, le=1, description="least share of a tile that must be tissue")
     min_region: float = Field(0.5, ge=0, le=1, description="least share of a tile that must lie in the region")
     readers: int | None = Field(None, ge=1, le=64, description="threads that read the slide; None: by the machine")
 
 
-C = TypeVar("C", bound=BaseModel)
+C = TypeVar("C", bound=Settings)
 
 
 def checked(kind: type[C], **settings: Any) -> C:
     """Return settings of a kind, or raise a :class:`SettingError` that names the field and what it takes."""
-    try:
-        return kind(**settings)
-    except ValidationError as e:
-        first = e.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "settings"
-        raise SettingError(f"{field} = {first.get('input')!r} cannot be used: {first['msg']}") from e
+    return kind(**settings)
+
+
+def _setting_error(e: ValidationError, kind: type[BaseModel]) -> SettingError:
+    first = e.errors()[0]
+    name = ".".join(map(str, first["loc"])) or "settings"
+    if first["type"] == "extra_forbidden":
+        return SettingError(f"there is no setting {name!r}{near_names(name, kind.model_fields)}")
+    field = kind.model_fields.get(name)
+    if first["type"] == "string_pattern_mismatch" and field is not None:
+        wanted = f"it is one of {field.description}"
+    else:
+        wanted = first["msg"].replace("Input should be", "it must be")
+    return SettingError(f"{name} = {first.get('input')!r} cannot be used: {wanted}")

@@ -1,18 +1,24 @@
-"""Progress on a terminal: a rich bar on standard error, a plain line now and then where that is no terminal."""
+"""What a person reads on a terminal.
+
+Progress: a rich bar on standard error, a plain line now and then where that is no terminal. Results: as text, where
+``--json`` was not asked for.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
-from napari_peka.core.progress import JobProgress
+from napari_peka.core.progress import JobProgress, human_time
 
-#: seconds between lines in a log file
-LOG_EVERY_S = 10.0
+#: seconds between the first lines in a log file; the pause doubles up to the longest, so that a night is a page
+LOG_EVERY_S, LOG_AT_MOST_S = 10.0, 600.0
 
 
 class ConsoleProgress(JobProgress):
@@ -22,17 +28,33 @@ class ConsoleProgress(JobProgress):
     ----------
     title
         What the job works on, such as the slide's file name.
+    console
+        Where to draw; standard error by default.
     """
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, console: Console | None = None) -> None:
         super().__init__()
         self.title = title
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(), console=self._console, transient=True
+        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self.live = self._console.is_terminal and not self._console.is_dumb_terminal
+        # the bar comes before the words: it stays where it is while they change
+        self.bar = Progress(
+            TextColumn("{task.fields[title]}", markup=False, table_column=Column(no_wrap=True, max_width=32)),
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+            console=self._console,
+            transient=True,
+            refresh_per_second=4,
         )
-        self._task = self._bar.add_task(title, total=None)
-        self._said, self._last = 0, 0.0
+        self._task = self.bar.add_task("", total=None, title=title)
+        self._said, self._next, self._pause = 0, 0.0, LOG_EVERY_S
+
+    def stage(self, name: str, total: int | None = None, done: int = 0) -> None:
+        """Begin a stage; what a former run did is said once."""
+        if done:
+            self._line(f"resumed: {done} of {total} were done before")
+        self._next, self._pause = time.monotonic(), LOG_EVERY_S
+        super().stage(name, total, done)
 
     def changed(self) -> None:
         """Draw the state; called in the job's thread."""
@@ -40,11 +62,10 @@ class ConsoleProgress(JobProgress):
             self._line(f"warning: {self.notes[self._said]}")
             self._said += 1
         state, now = self.snapshot(), time.monotonic()
-        if self._console.is_terminal:
-            text = f"{self.title}: {state.text}"
-            self._bar.update(self._task, description=text, completed=state.done, total=state.total)
-        elif state.total is not None and now - self._last >= LOG_EVERY_S:
-            self._last = now
+        if self.live:
+            self.bar.update(self._task, description=state.text, completed=state.done, total=state.total)
+        elif state.total is not None and now >= self._next and state.done < state.total:
+            self._next, self._pause = now + self._pause, min(2 * self._pause, LOG_AT_MOST_S)
             self._line(state.text)
 
     def _line(self, text: str) -> None:
@@ -52,11 +73,69 @@ class ConsoleProgress(JobProgress):
 
 
 @contextmanager
-def console_progress(title: str) -> Iterator[ConsoleProgress]:
+def console_progress(title: str, console: Console | None = None) -> Iterator[ConsoleProgress]:
     """Show a job's progress on standard error while the block runs."""
-    progress = ConsoleProgress(title)
-    if not progress._console.is_terminal:
+    progress = ConsoleProgress(title, console)
+    if not progress.live:
         yield progress
         return
-    with progress._bar:
+    with progress.bar:
         yield progress
+
+
+def info_text(data: dict[str, Any]) -> str:
+    """Return what :meth:`Slide.info` says, for a person."""
+    h, w = data["shape"]
+    lines = [f"{'size':<12} {w} × {h} px (width × height)"]
+    if data["mpp"] is None:
+        lines.append(f"{'resolution':<12} not known; give it with --mpp")
+    else:
+        y, x = data["mpp"]
+        both = f"{y:.4g}" if f"{y:.4g}" == f"{x:.4g}" else f"{y:.4g} × {x:.4g} (y, x)"
+        lines.append(f"{'resolution':<12} {both} µm/px ({data['mpp_source']})")
+        lines.append(f"{'area':<12} {w * x / 1000:.1f} × {h * y / 1000:.1f} mm")
+    lines += [f"{k:<12} {data[k]}" for k in ("vendor", "reader")]
+    lines += [f"{'beside it':<12} {', '.join(data['associated'])}"] if data["associated"] else []
+    lines += [
+        f"level {i:<6} {level['shape'][1]} × {level['shape'][0]} px, downsample {level['downsample']:.4g}"
+        for i, level in enumerate(data["levels"])
+    ]
+    return "\n".join([*lines, *(f"{'warning':<12} {w}" for w in data["warnings"])])
+
+
+def predict_text(entries: list[dict[str, Any]]) -> str:
+    """Return the entries of ``predict``, for a person."""
+    lines = []
+    for e in entries:
+        if "error" in e:
+            lines.append(f"{e['slide']}: not done, {e['error']}")
+            continue
+        bad = f", {e['unreadable_tiles']} unreadable" if e["unreadable_tiles"] else ""
+        before = f", {e['resumed_tiles']} of them from before" if e["resumed_tiles"] else ""
+        lines.append(f"{e['slide']}: {e['tiles']} tiles{bad}{before}, {human_time(e['seconds'])} -> {e['output']}")
+        lines += [f"  {p}" for p in e["pictures"]]
+    return "\n".join(lines)
+
+
+def rows(data: dict[str, Any], indent: str = "") -> Iterator[str]:
+    """Yield a line for each entry that says something, nested ones indented."""
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            yield f"{indent}{key}"
+            yield from rows(value, indent + "  ")
+        elif isinstance(value, (list, tuple)) and value:
+            items = (" ".join(map(str, v.values())) if isinstance(v, dict) else str(v) for v in value)
+            yield f"{indent}{key:<{16 - len(indent)}} {', '.join(items)}"
+        elif value not in (None, "", [], (), {}):
+            yield f"{indent}{key:<{16 - len(indent)}} {value}"
+
+
+def listing_text(data: dict[str, Any]) -> str:
+    """Return the models and encoders there are, for a person."""
+    lines = [f"{m['name']:<28} {m['genes']:>6} genes  {m['encoder']}" for m in data["models"]]
+    lines += ["", f"encoders (models folder: {data['folder']})"]
+    lines += [
+        f"{e['name']:<28} {e['dim']:>6} dims   {'gated' if e['gated'] else 'open '}  {e['licence']}"
+        for e in data["encoders"]
+    ]
+    return "\n".join(lines)

@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,23 +49,45 @@ def write_whole(path: Path, data: bytes) -> None:
             os.fsync(f.fileno())
         replace(beside, path)
     except OSError as e:
-        beside.unlink(missing_ok=True)
         raise cannot_write(path, e) from e
+    finally:
+        _drop(beside)
 
 
 def write_beside(path: Path, write: Callable[[Path], T]) -> T:
-    """Call ``write(temporary path)`` and rename what it wrote to `path`.
+    """Call ``write(temporary path)``, push what it wrote to the disk and rename it to `path`.
 
     The temporary file keeps the ending of `path`, since writers choose their format by it.
+
+    Raises
+    ------
+    StoreError
+        As :func:`write_whole`.
     """
     beside = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:
         result = write(beside)
+        with beside.open("rb+") as f:  # an empty file must not take the final name when the power goes
+            os.fsync(f.fileno())
         replace(beside, path)
         return result
     except OSError as e:
         raise cannot_write(path, e) from e
     finally:
+        _drop(beside)
+
+
+def sync_tree(folder: Path) -> None:
+    """Push all files of a folder to the disk: a rename must not outlive what it names when the power goes."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb+") as f:
+                os.fsync(f.fileno())
+
+
+def _drop(beside: Path) -> None:
+    # where nothing can be written nothing can be removed, and what stopped the writing is the better error
+    with suppress(OSError):
         beside.unlink(missing_ok=True)
 
 
@@ -87,14 +110,31 @@ def make_folder(path: Path) -> Path:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder and what is in it; nothing happens when it is not there."""
-    if path.exists():
-        shutil.rmtree(path)
+    """Remove a folder and what is in it, a file or a link; nothing happens when it is not there.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be removed.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as e:
+        reason = e.strerror or str(e)
+        raise StoreError(f"cannot remove {path}: {reason}; remove it yourself, or choose another output") from e
 
 
 def cannot_write(path: Path, e: OSError) -> StoreError:
     """Return the sentence for an operating system error met while writing `path`."""
-    if e.errno == errno.ENOSPC:
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(f"the disk is full: {path} could not be written; free some space and run again")
+    file = next((p for p in (path, *path.parents) if p.is_file()), None)
+    if file and e.errno in (errno.EEXIST, errno.ENOTDIR, errno.ENOENT):  # ENOENT: Windows, below a file
+        return StoreError(f"cannot write {path}: {file} is a file, not a folder; choose another output")
     reason = e.strerror or str(e)
+    if e.errno == errno.ENAMETOOLONG:
+        return StoreError(f"cannot write {path}: {reason}; rename the slide, or choose a shorter path")
     return StoreError(f"cannot write {path}: {reason}; choose a folder that you may write to")

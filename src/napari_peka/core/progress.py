@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -57,13 +59,18 @@ class Snapshot:
     @property
     def text(self) -> str:
         """One line: ``tiles 120/4800 · 31.2/s · 2 min 30 s left``."""
-        of = f"/{self.total}" if self.total is not None else ""
-        parts = [f"{self.stage} {self.done}{of}"]
+        if self.total is None:
+            return f"{self.stage} {self.done}" if self.done else self.stage
+        parts = [f"{self.stage} {self.done}/{self.total}"]
         if self.rate > 0:
-            parts.append(f"{self.rate:.1f}/s" if self.rate < 100 else f"{self.rate:.0f}/s")
-        if self.eta_s is not None:
+            parts.append(f"{_rate(self.rate)}/s")
+        if self.eta_s is not None and self.done < self.total:
             parts.append(f"{human_time(self.eta_s)} left")
         return " · ".join(parts)
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
 
 
 class JobProgress:
@@ -79,7 +86,7 @@ class JobProgress:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._cancel = threading.Event()
-        self._marks: list[tuple[float, int]] = []
+        self._marks: deque[tuple[float, int]] = deque()
         self._stage, self._done, self._total = "", 0, None  # type: tuple[str, int, int | None]
         self._metrics: dict[str, float] = {}
         self.notes: list[str] = []
@@ -97,20 +104,20 @@ class JobProgress:
         """Begin a stage; rate and ETA count from `done`."""
         with self._lock:
             self._stage, self._done, self._total = name, done, total
-            self._marks = [(time.monotonic(), done)]
+            self._marks = deque([(time.monotonic(), done)])
             self._metrics = {}
         self.changed()
         self._stop_if_asked()
 
     def advance(self, n: int = 1, **metrics: float) -> None:
         """Count steps."""
-        now = time.monotonic()
         with self._lock:
+            now = time.monotonic()
             self._done += n
             self._metrics.update(metrics)
             self._marks.append((now, self._done))
             while len(self._marks) > 2 and now - self._marks[1][0] > self.WINDOW_S:
-                self._marks.pop(0)
+                self._marks.popleft()
         self.changed()
         self._stop_if_asked()
 
@@ -125,12 +132,9 @@ class JobProgress:
     def snapshot(self) -> Snapshot:
         """Return the state now."""
         with self._lock:
-            (t0, n0), (t1, n1) = (
-                self._marks[0] if self._marks else (0.0, 0),
-                (self._marks[-1] if self._marks else (0.0, 0)),
-            )
+            (t0, n0), (t1, n1) = (self._marks[0], self._marks[-1]) if self._marks else ((0.0, 0), (0.0, 0))
             rate = (n1 - n0) / (t1 - t0) if t1 > t0 else 0.0
-            left = None if self._total is None or rate <= 0 else (self._total - self._done) / rate
+            left = None if self._total is None or rate <= 0 else max(0, self._total - self._done) / rate
             return Snapshot(self._stage, self._done, self._total, rate, left, dict(self._metrics))
 
     def _stop_if_asked(self) -> None:
@@ -139,10 +143,14 @@ class JobProgress:
 
 
 def human_time(seconds: float) -> str:
-    """Return ``'45 s'``, ``'2 min 30 s'`` or ``'1 h 05 min'``."""
+    """Return ``'45 s'``, ``'2 min 30 s'``, ``'1 h 05 min'`` or ``'3 days'``."""
+    if not math.isfinite(seconds) or seconds >= 100 * 86400:
+        return "over 100 days"
     s = round(max(seconds, 0.0))
     if s < 60:
         return f"{s} s"
     if s < 3600:
         return f"{s // 60} min {s % 60:02d} s"
-    return f"{s // 3600} h {s % 3600 // 60:02d} min"
+    if s < 48 * 3600:
+        return f"{s // 3600} h {s % 3600 // 60:02d} min"
+    return f"{round(s / 86400)} days"

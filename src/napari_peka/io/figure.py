@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.core import files
+from napari_peka.core.errors import Undecodable
+from napari_peka.core.geometry import Rect, TileTable
 from napari_peka.io.store import RESEARCH_USE, Prediction
 
 if TYPE_CHECKING:
@@ -20,8 +23,20 @@ COLORMAP = "magma"
 CONTRAST = (2.0, 98.0)
 #: height by width below which slide and map stand one above the other
 WIDE = 0.45
+#: inches: width of the picture, and the most that a panel may be high
+WIDTH_IN, PANEL_IN = 13.0, 11.0
+DPI = 200
+#: share of the slide's area below which the picture shows only the region that was predicted
+CLOSER = 0.25
+#: inches of a title's letter, on the wide side
+CHAR_IN = 0.125
 #: lengths a scale bar may have, µm
-BARS_UM = (50, 100, 200, 500, 1000, 2000, 5000, 10000)
+BARS_UM = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)
+#: fonts with the letters that matplotlib's own lacks, on the platforms that have them
+_FALLBACK_FONTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Hiragino Sans", "PingFang SC", "Arial Unicode MS",
+    "Yu Gothic", "Microsoft YaHei", "Malgun Gothic",
+)  # fmt: skip
 
 
 def contrast_limits(values: npt.NDArray[Any], percentiles: tuple[float, float] = CONTRAST) -> tuple[float, float]:
@@ -30,7 +45,8 @@ def contrast_limits(values: npt.NDArray[Any], percentiles: tuple[float, float] =
     if not len(finite):
         return 0.0, 1.0
     low, high = np.percentile(finite, percentiles)
-    return (float(low), float(high)) if high - low > 1e-6 else (float(low) - 0.5, float(low) + 0.5)
+    rounding = 1e-6 * max(abs(low), abs(high))
+    return (float(low), float(high)) if high - low > rounding else (float(low) - 0.5, float(low) + 0.5)
 
 
 def trust_text(pcc: float | None) -> str:
@@ -41,7 +57,7 @@ def trust_text(pcc: float | None) -> str:
     return f"held-out PCC {pcc:.2f} ({word})"
 
 
-def write_map(prediction: Prediction, slide: Slide, gene: str, path: Path | str, *, max_px: int = 1200) -> Path:
+def write_map(prediction: Prediction, slide: Slide, gene: str, path: Path | str, *, max_px: int = 1600) -> Path:
     """Write a PNG of the predicted map of `gene` beside the slide that it lies on.
 
     Parameters
@@ -61,16 +77,31 @@ def write_map(prediction: Prediction, slide: Slide, gene: str, path: Path | str,
     ------
     UnknownName
         If the model does not know the gene.
+    StoreError
+        If the file cannot be written; nothing is left under its name.
     """
+    import matplotlib
+
     path = Path(path)
     index = prediction.head.index(gene)
-    raster = prediction.raster(gene)
-    image = slide.thumbnail(max_px)
-    figure, (left, right) = _figure(image.shape[0] / image.shape[1])
-    extent = (0.0, float(slide.shape[1]), float(slide.shape[0]), 0.0)
-    for axis in (left, right):
-        axis.imshow(image, extent=extent, interpolation="antialiased")
-        axis.set_axis_off()
+    settings = {"font.family": _fonts(), "font.size": 12, "text.parse_math": False, "text.usetex": False}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box in a title, no reason to fail
+        figure = _draw(prediction, slide, index, max_px)
+        files.write_beside(path, lambda p: figure.savefig(p, dpi=DPI, format="png"))
+    return path
+
+
+def _draw(prediction: Prediction, slide: Slide, index: int, max_px: int) -> Any:
+    gene, raster = prediction.genes[index], prediction.raster(prediction.genes[index])
+    view = _view(prediction.tiles, slide.shape)
+    whole = view == Rect(0, 0, *slide.shape)
+    image, shown = (slide.thumbnail(max_px), view) if whole else _closer(slide, view, max_px)
+    figure, (left, right), stacked = _figure(view.h / view.w)
+    extent = (shown.x, shown.x1, shown.y1, shown.y)
+    left.imshow(image, extent=extent, interpolation="antialiased")
+    # pale and grey: what is pink on the right is the map's pink, not eosin's
+    right.imshow(255 - (255 - image.mean(2)) * 0.7, extent=extent, cmap="gray", vmin=0, vmax=255)
     (y0, x0), (sy, sx), (h, w) = raster.origin_yx, raster.scale_yx, raster.data.shape
     low, high = contrast_limits(raster.data)
     heat = right.imshow(
@@ -78,40 +109,95 @@ def write_map(prediction: Prediction, slide: Slide, gene: str, path: Path | str,
         vmax=high, alpha=0.75, interpolation="nearest",
     )  # fmt: skip
     for axis in (left, right):
-        axis.set_xlim(extent[:2])
-        axis.set_ylim(extent[2:])
-    bar = figure.colorbar(heat, ax=right, fraction=0.05, pad=0.02)
-    bar.set_label(f"{prediction.genes[index]} ({prediction.unit})")
+        axis.set_axis_off()
+        axis.set_xlim(view.x, view.x1)
+        axis.set_ylim(view.y1, view.y)
+    where: dict[str, Any] = {"orientation": "horizontal", "aspect": 40} if stacked else {"fraction": 0.05, "aspect": 25}
+    bar = figure.colorbar(heat, ax=right, pad=0.02, extend=_beyond(raster.data, low, high), **where)
+    bar.set_label(f"{gene} ({prediction.unit})")
+    bar.formatter.set_useOffset(False)
     pcc = None if prediction.head.pcc is None else float(prediction.head.pcc[index])
-    left.set_title(slide.name, fontsize=10)
-    right.set_title(f"{prediction.genes[index]}, predicted; {trust_text(pcc)}", fontsize=10)
-    _scale_bar(left, slide.shape, prediction.tiles.slide_mpp[1])
-    figure.text(0.01, 0.01, RESEARCH_USE, fontsize=8, color="0.35")
-    if bad := prediction.n_unreadable:
-        figure.text(0.99, 0.01, f"{bad} tiles could not be read", fontsize=8, color="#b00020", ha="right")
-    files.write_beside(path, lambda p: figure.savefig(p, dpi=120))
-    return path
+    room = int(figure.get_figwidth() / (1 if stacked else 2) / CHAR_IN)
+    name = _shortened(slide.name, room - 8)
+    left.set_title(name if whole else f"{name}, region", fontsize=13)
+    trust = trust_text(pcc) if room > 40 else trust_text(pcc).replace(" (", "\n(")
+    right.set_title(f"{_shortened(gene, room - 12)}, predicted\n{trust}", fontsize=13)
+    _scale_bar(left, view, prediction.tiles.slide_mpp[1])
+    figure.supxlabel(_footer(prediction), x=0.01, ha="left", fontsize=10, color="0.3")
+    return figure
 
 
-def _figure(aspect: float) -> tuple[Any, Any]:
-    """Return a figure with two axes: side by side, or one above the other for a slide that is much wider than high."""
+def _view(tiles: TileTable, shape: tuple[int, int]) -> Rect:
+    """Return what to show, in level-0 pixels: the slide, or the tiles and their surroundings where they are few."""
+    (y, x), (h, w) = tiles.centre_yx.min(0), np.ptp(tiles.centre_yx, axis=0)
+    margin = max(h, w) * 0.15 + 1.5 * max(tiles.size0_yx)
+    y0, x0 = max(0.0, y - margin), max(0.0, x - margin)
+    view = Rect(y0, x0, min(shape[0], y + h + margin) - y0, min(shape[1], x + w + margin) - x0)
+    return view if view.h * view.w < CLOSER * shape[0] * shape[1] else Rect(0, 0, *shape)
+
+
+def _closer(slide: Slide, view: Rect, max_px: int) -> tuple[npt.NDArray[np.uint8], Rect]:
+    """Return the image of a part of the slide, and the rectangle that it covers."""
+    mpp = max(view.h * slide.mpp[0], view.w * slide.mpp[1]) / max_px
+    try:
+        return slide.read_block(view, max(mpp, *slide.mpp)), view
+    except Undecodable:
+        return slide.thumbnail(max_px), Rect(0, 0, *slide.shape)
+
+
+def _fonts() -> list[str]:
+    from matplotlib import font_manager
+
+    here = {f.name for f in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *(f for f in _FALLBACK_FONTS if f in here)]
+
+
+def _figure(aspect: float) -> tuple[Any, Any, bool]:
+    """Return a figure, its two axes, and whether these stand one above the other, as for a very wide slide."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    wide = aspect < WIDE
-    height = float(np.clip(2 * 12 * aspect + 1.2 if wide else 6.2 * aspect + 0.6, 3.0, 12.0))
-    figure = Figure(figsize=(13, height), layout="constrained", facecolor="white")
+    stacked = aspect < WIDE
+    if stacked:
+        width, height = WIDTH_IN, 2 * (WIDTH_IN - 0.4) * aspect + 2.8
+    else:
+        panel = min((WIDTH_IN - 1.6) / 2 * aspect, PANEL_IN)
+        width, height = max(2 * panel / aspect + 1.6, 8.0), panel + 1.5
+    figure = Figure(figsize=(width, height), facecolor="white")
+    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(*((2, 1) if wide else (1, 2)))
+    return figure, figure.subplots(*((2, 1) if stacked else (1, 2))), stacked
 
 
-def _scale_bar(axis: Any, shape: tuple[int, int], mpp_x: float) -> None:
-    target = shape[1] * mpp_x / 4
-    um = max((b for b in BARS_UM if b <= target), default=BARS_UM[0])
-    px, y, x = um / mpp_x, shape[0] * 0.96, shape[1] * 0.03
+def _beyond(values: npt.NDArray[Any], low: float, high: float) -> str:
+    """Return at which ends of the colour bar there are values beyond it."""
+    finite = values[np.isfinite(values)]
+    below, above = bool((finite < low).any()), bool((finite > high).any())
+    return "both" if below and above else "min" if below else "max" if above else "neither"
+
+
+def _footer(prediction: Prediction) -> str:
+    spec = prediction.tiles.spec
+    model = prediction.record.get("model", {}).get("name", "")
+    step = spec.stride * spec.mpp
+    every = f" every {step:.0f} µm" if spec.stride != spec.size_px else ""
+    parts = [RESEARCH_USE, f"{f'Model {model}, t' if model else 'T'}iles of {spec.size_um:.0f} µm{every}."]
+    if bad := prediction.n_unreadable:
+        parts.append(f"{bad} of {len(prediction.tiles)} tiles could not be read.")
+    return "  ".join(parts)
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2) + 1 :]}"
+
+
+def _scale_bar(axis: Any, view: Rect, mpp_x: float) -> None:
+    um = max((b for b in BARS_UM if b <= view.w * mpp_x / 4), default=BARS_UM[0])
+    px, y, x = um / mpp_x, view.y + view.h * 0.96, view.x + view.w * 0.03
+    axis.plot([x, x + px], [y, y], color="white", linewidth=7, solid_capstyle="projecting", alpha=0.8)
     axis.plot([x, x + px], [y, y], color="black", linewidth=4, solid_capstyle="butt")
     label = f"{um} µm" if um < 1000 else f"{um / 1000:g} mm"
-    axis.text(
-        x + px / 2, y - shape[0] * 0.012, label, ha="center", va="bottom", fontsize=9,
-        bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1},
+    axis.annotate(
+        label, (x, y), xytext=(0, 6), textcoords="offset points", ha="left", va="bottom",
+        bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5},
     )  # fmt: skip

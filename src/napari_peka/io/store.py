@@ -213,6 +213,7 @@ class RunStore:
         files.remove_tree(scratch)
         try:
             self._assemble(scratch, blocks)
+            files.sync_tree(scratch)
             old = self.partial / "replaced.zarr"
             files.remove_tree(old)
             if self.path.exists():
