@@ -62,8 +62,14 @@ def candidates(path: Path) -> list[Reader]:
             raise SlideError(f"there is no file {path}")
         elif path.stat().st_size == 0:
             raise SlideError(f"{path} is empty (0 bytes); copy it again")
+        else:
+            path.open("rb").close()
+    except SlideError:
+        raise
     except PermissionError as e:
-        raise SlideError(f"{path} may not be read: {e.strerror}") from e
+        raise SlideError(f"{path} may not be read: {e.strerror}; ask for the right to read it") from e
+    except OSError as e:
+        raise SlideError(f"{path} cannot be opened: {e.strerror or e}; check the path") from e
     opened: list[Reader] = []
     reasons: dict[str, str] = {}
     for name, make in makers.items():

@@ -6,7 +6,7 @@ import math
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -76,6 +76,11 @@ class TiffReader(SegmentedReader):
         side = {s.name.lower(): s for s in series if s.name and s.name.lower() in _SIDE}
         rest = [s for s in series if s not in side.values()]
         if not rest:
+            size = self.path.stat().st_size
+            if (start := _first_directory(self.path)) >= size:
+                raise Truncated(
+                    f"it is truncated: {size:,} bytes long where its contents begin at {start:,}; copy it again"
+                )
             raise Refused("it holds no image")
         base = max(rest, key=lambda s: s.keyframe.imagelength * s.keyframe.imagewidth)
         self._check_axes(base)
@@ -254,6 +259,15 @@ class TiffReader(SegmentedReader):
         """Close all handles."""
         self._pool.close()
         self.cache.clear()
+
+
+def _first_directory(path: Path) -> int:
+    """Return where a TIFF says that its first directory begins, bytes."""
+    with path.open("rb") as f:
+        head = f.read(16)
+    order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
+    classic = 42 in head[2:4]
+    return int.from_bytes(head[4:8] if classic else head[8:16], order)
 
 
 def _pyramid(pages: list[Any]) -> list[Any]:
