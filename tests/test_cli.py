@@ -349,6 +349,14 @@ def test_models_lists_and_shows(run, bundle_folder, tmp_path, monkeypatch):
     assert "mine" in text
     assert "gated" in text
     assert json.loads(run("models", "UNI", "--json")[0])["hub_id"] == "MahmoodLab/UNI"
+    assert json.loads(run("models", "UNI", "--json")[0])["weights_here"] is False
+    assert json.loads(run("models", "dinov2-vits14-demo", "--json")[0])["weights_here"] is True
+    table = json.loads(run("models", "mine", "--genes", "--json")[0])
+    assert [row["gene"] for row in table] == ["ERBB2", "KRT8", "COL1A1", "MKI67", "CD3E"], "best predicted first"
+    assert table[0]["pcc"] == pytest.approx(0.6)
+    assert table[-1]["pcc"] is None
+    assert "MKI67" in run("models", "mine", "--genes")[0]
+    assert "needs the name" in run("models", "--genes", code=2)[1][-1]
     shown = json.loads(run("models", "mine", "--json")[0])
     assert shown["head"]["unit"] == "log1p CP10K"
     text, _ = run("models", "mine")

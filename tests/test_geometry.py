@@ -422,3 +422,12 @@ def test_a_table_laid_out_at_another_mpp_is_refused(coded):
     tiles = TileTable.grid(EXTENT, (0.5, 0.5), TileSpec(224, 0.5))
     with open_slide(coded, mpp=0.25) as slide, pytest.raises(ValueError, match="another mpp"):
         read_tiles(slide, tiles, tiles.blocks()[0])
+
+
+def test_a_grid_that_no_memory_holds_is_refused_at_once():
+    import shapely
+
+    with pytest.raises(SettingError, match="larger stride or a smaller region"):
+        TileTable.grid((200_000, 150_000), (0.5, 0.5), TileSpec(224, 0.5, 2))
+    region = shapely.box(70_000, 90_000, 71_000, 91_000)
+    assert len(TileTable.grid((200_000, 150_000), (0.5, 0.5), TileSpec(224, 0.5, 20), region=region)) > 2000

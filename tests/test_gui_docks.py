@@ -377,36 +377,52 @@ def test_napari_asks_before_a_running_job_is_closed(viewer, predict, slowly, qtb
     wait_for(qtbot, lambda: not manager.is_busy())
 
 
-def test_what_is_looked_at_comes_first(viewer, predict, slowly, qtbot, tiny_model, tissue_tiff, monkeypatch):
-    """The view is that of the real canvas: the block that would come last comes as soon as it is looked at."""
+def test_what_is_looked_at_comes_first(viewer, predict, qtbot, tiny_model, tissue_tiff, monkeypatch):
+    """The view is that of the real canvas: a block that would come last comes first, and the work follows the view."""
+    from napari_peka.infer import engine
     from napari_peka.infer.schedule import Schedule, coarse_to_fine
     from napari_peka.workflows import plan_tiles
 
     predict.open_slide(tissue_tiff)
     slide = predict.slide.layer()
     blocks = plan_tiles(layers.slide_of(slide), tiny_model).blocks()
-    last = blocks[coarse_to_fine(blocks)[-1]]
+    *_, second, first = (blocks[i] for i in coarse_to_fine(blocks))
+    assert len(blocks) > 8
     taken: list[int] = []
-    take = Schedule.take
+    take, call, go_on = Schedule.take, engine.Forward.__call__, threading.Event()
 
     def told(self):
         block = take(self)
         taken.extend([block.index] if block else [])
         return block
 
+    def held(self, tiles):
+        assert go_on.wait(WAIT_MS / 1000)
+        return call(self, tiles)
+
     monkeypatch.setattr(Schedule, "take", told)
-    viewer.camera.center = np.array(last.centre_yx) * 0.5
-    viewer.camera.zoom = 20.0
-    rect = layers.visible_rect(viewer, slide)
-    assert rect is not None
-    assert rect.y < last.centre_yx[0] < rect.y1
-    assert rect.x < last.centre_yx[1] < rect.x1
+    monkeypatch.setattr(engine.Forward, "__call__", held)
+
+    def look_at(block):
+        viewer.camera.center = np.array(block.centre_yx) * 0.5
+        viewer.camera.zoom = 20.0
+        rect = layers.visible_rect(viewer, slide)
+        assert rect is not None
+        assert rect.y < block.centre_yx[0] < rect.y1
+        assert rect.x < block.centre_yx[1] < rect.x1
+        return rect
+
+    look_at(first)
     press(qtbot, predict)
+    wait_for(qtbot, lambda: bool(taken) and predict._schedule is not None)
+    rect = look_at(second)
+    wait_for(qtbot, lambda: predict._schedule._view == rect)
+    go_on.set()
     wait_for(qtbot, lambda: not predict.panel.running)
-    assert predict.panel.error.isHidden()
-    assert len(blocks) > 8
-    # at most the blocks that were read ahead before the window first told where it looks
-    assert taken.index(last.index) <= 5
+    assert predict.panel.error.isHidden(), predict.panel.error.text()
+    assert taken[0] == first.index
+    # before it: the block in work, those read ahead and the one in the reader's hands
+    assert taken.index(second.index) <= engine.READ_AHEAD + 2
 
 
 def test_the_map_may_be_removed_mid_run(viewer, predict, slowly, qtbot):

@@ -249,12 +249,20 @@ def predict(
 
 @app.command()
 def models(
-    name: Annotated[str | None, typer.Argument(help="A model or an encoder.")] = None, as_json: Json = False
+    name: Annotated[str | None, typer.Argument(help="A model or an encoder.")] = None,
+    genes: Annotated[bool, typer.Option("--genes", help="The model's genes, best predicted first.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List models and encoders, or show one."""
-    from napari_peka.console import listing_text, rows
-    from napari_peka.models.zoo import listing, show
+    from napari_peka.console import genes_text, listing_text, rows
+    from napari_peka.models.zoo import gene_table, listing, show
 
+    if genes:
+        if name is None:
+            raise SettingError("--genes needs the name of a model, such as: napari-peka models demo --genes")
+        table = gene_table(name)
+        _out(table, as_json, genes_text(table))
+        return
     data = listing() if name is None else show(name)
     _out(data, as_json, listing_text(data) if name is None else "\n".join(rows(data)))
 

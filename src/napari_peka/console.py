@@ -139,3 +139,12 @@ def listing_text(data: dict[str, Any]) -> str:
         for e in data["encoders"]
     ]
     return "\n".join(lines)
+
+
+def genes_text(table: list[dict[str, Any]]) -> str:
+    """Return a model's genes, for a person: symbol, Ensembl id, held-out PCC."""
+    lines = [f"{'gene':<16} {'Ensembl id':<16} held-out PCC"]
+    lines += [
+        f"{r['gene']:<16} {r['gene_id']:<16} {'–' if r['pcc'] is None else format(r['pcc'], '.3f')}" for r in table
+    ]
+    return "\n".join(lines)

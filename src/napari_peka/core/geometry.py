@@ -20,6 +20,8 @@ from napari_peka.core.errors import SettingError
 BLOCK_SIDE = 8
 #: tiles a block at most, however densely spots lie
 BLOCK_TILES = BLOCK_SIDE**2
+#: places on a grid at most: a slide of 200,000 x 150,000 px has 150,000 for a common model
+MAX_PLACES = 10_000_000
 #: a share of an area is known to about 1e-12: a tile that lies wholly on tissue must pass a least share of 1
 _SHARE_SLACK = 1e-9
 
@@ -301,6 +303,11 @@ class TileTable:
             A shapely geometry in level-0 pixels with **x first** (as GeoJSON has it); None for the whole slide.
         min_region
             Least share of a tile's area inside `region`.
+
+        Raises
+        ------
+        SettingError
+            If the grid has more places than memory is good for.
         """
         step, size = np.array(spec.stride0(slide_mpp)), np.array(spec.size0(slide_mpp))
         # the last tile is the one whose centre still lies on the slide
@@ -310,6 +317,11 @@ class TileTable:
             x_lo, y_lo, x_hi, y_hi = region.bounds
             r0, r1 = max(0, int((y_lo - size[0]) // step[0])), min(rows, int(y_hi // step[0]) + 1)
             c0, c1 = max(0, int((x_lo - size[1]) // step[1])), min(cols, int(x_hi // step[1]) + 1)
+        if (places := max(0, r1 - r0) * max(0, c1 - c0)) > MAX_PLACES:
+            raise SettingError(
+                f"a stride of {spec.stride} px makes a grid of {places:,} tiles, the most is {MAX_PLACES:,}; "
+                "give a larger stride or a smaller region"
+            )
         index = np.indices((max(0, r1 - r0), max(0, c1 - c0)), np.int32).reshape(2, -1).T + np.array((r0, c0), np.int32)
         keep = np.ones(len(index), bool)
         corner = index * step

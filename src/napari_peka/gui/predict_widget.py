@@ -192,6 +192,11 @@ class PredictWidget(QWidget):
         name, replace = self.model.model(), self.replace.isChecked()
         settings = {"device": self.device.currentText().strip(), "find_tissue": self.tissue.isChecked()}
         layer = self._slide_layer
+        view = layers.visible_rect(self.viewer, layer)
+
+        def begin(prediction: Any, schedule: Any) -> None:
+            schedule.prefer(view)  # what is looked at comes first from the first block on
+            self._news.append(lambda: self._begin(prediction, schedule, output))
 
         def job(progress: JobProgress) -> Any:
             progress.stage("loading the model")
@@ -209,8 +214,7 @@ class PredictWidget(QWidget):
             try:
                 return predict(
                     opened, model, output=output, region=region, config=checked(PredictConfig, **settings),
-                    overwrite=replace, progress=progress,
-                    on_start=lambda p, s: self._news.append(lambda: self._begin(p, s, output)),
+                    overwrite=replace, progress=progress, on_start=begin,
                     on_block=lambda block, *_: self._blocks.append(block),
                 )  # fmt: skip
             except MissingResolution as e:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from napari_peka.core.errors import BundleError, EncoderUnavailable, PekaError, UnknownName, near_names
 from napari_peka.models.bundle import SPEC_FILE, TENSOR_FILE, Model, read_bundle
 from napari_peka.models.folder import ENVIRONMENT, models_folder
-from napari_peka.models.registry import ENCODERS, TIMM_PREFIX, encoder_card
+from napari_peka.models.registry import ENCODERS, TIMM_PREFIX, EncoderCard, encoder_card
 
 DEMO = "demo"
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -145,11 +146,11 @@ def show(name: str) -> dict[str, Any]:
     """
     encoders = {k.casefold(): k for k in ENCODERS}
     if name.casefold() in encoders:
-        return dataclasses.asdict(ENCODERS[encoders[name.casefold()]])
+        return _card(ENCODERS[encoders[name.casefold()]])
     if name.startswith(TIMM_PREFIX):
         from napari_peka.models.encoder import complete  # imports torch
 
-        return dataclasses.asdict(complete(encoder_card(name)))
+        return _card(complete(encoder_card(name)))
     try:
         model = load_model(name, offline=True)
     except UnknownName as e:
@@ -157,6 +158,31 @@ def show(name: str) -> dict[str, Any]:
     spec = model.spec.model_dump(by_alias=True)
     spec["head"] = {k: v for k, v in spec["head"].items() if k not in ("genes", "gene_ids", "pcc")}
     return {**_brief(name, model), **spec, "digest": model.digest, "unknown_keys": list(model.dropped)}
+
+
+def gene_table(name: str) -> list[dict[str, Any]]:
+    """Return the genes of a model, best predicted first: ``gene``, ``gene_id``, ``pcc`` (held out, None if not known).
+
+    Raises
+    ------
+    UnknownName
+        If there is no such model.
+    """
+    head = load_model(name, offline=True).head
+    pcc = [None] * len(head.genes) if head.pcc is None else [float(v) if v == v else None for v in head.pcc]
+    ids = head.gene_ids or ("",) * len(head.genes)
+    rows = [{"gene": g, "gene_id": i, "pcc": p} for g, i, p in zip(head.genes, ids, pcc)]
+    return sorted(rows, key=lambda row: (row["pcc"] is None, -(row["pcc"] or 0.0), row["gene"]))
+
+
+def _card(card: EncoderCard) -> dict[str, Any]:
+    """Return an encoder's record, and whether and where its weights are on this machine."""
+    from napari_peka.models.weights import find_weights  # imports torch
+
+    here: str | None = None
+    with suppress(EncoderUnavailable):
+        here = str(find_weights(card, offline=True))
+    return {**dataclasses.asdict(card), "weights_here": here is not None, "weights": here}
 
 
 def _brief(name: str, model: Model) -> dict[str, Any]:
