@@ -532,6 +532,53 @@ def test_docks_are_slim_and_have_tooltips(viewer, qtbot):
         assert field.toolTip()
 
 
+def test_no_words_are_cut_where_docks_share_the_height(qtbot, tmp_path, sample, tiny_model):
+    from napari.components import ViewerModel
+    from PIL import Image as Pil
+    from qtpy.QtWidgets import QVBoxLayout, QWidget
+
+    from napari_peka.io.slide import open_slide
+    from napari_peka.workflows import predict as run
+
+    viewer = ViewerModel()
+    column = QWidget()
+    qtbot.addWidget(column)
+    docks = PredictWidget(viewer), ExploreWidget(viewer)
+    layout = QVBoxLayout(column)
+    for dock in docks:
+        layout.addWidget(dock)
+    column.resize(340, 800)
+    column.show()
+    Pil.fromarray(np.full((500, 400, 3), 200, np.uint8)).save(tmp_path / "a_photo_without_any_resolution.png")
+    with open_slide(sample) as slide:
+        data, settings, _ = layers.heatmap_layer(run(slide, tiny_model), "ERBB2")
+        viewer.add_image(data, **settings)
+    docks[0].open_slide(tmp_path / "a_photo_without_any_resolution.png")
+    docks[0].panel.fail("a sentence that is long enough to need a second line and perhaps even a third one below that")
+
+    def whole() -> bool:
+        texts = (docks[0].about, docks[0].panel.error, docks[1].about)
+        return all(
+            t.isVisible() and t.height() >= t.heightForWidth(t.width()) > t.fontMetrics().height() for t in texts
+        )
+
+    wait_for(qtbot, whole)
+
+
+def test_a_dock_that_nobody_holds_any_more_dies_quietly(make_napari_viewer, qtbot):
+    """Guards a crash of the process: a slot that was a lambda kept the dock alive past its window."""
+    viewer = make_napari_viewer()
+    for kind in (PredictWidget, ExploreWidget):
+        qtbot.addWidget(kind(viewer))
+        window = viewer.window.add_dock_widget(kind(viewer))
+        qtbot.wait(50)
+        viewer.window.remove_dock_widget(window)
+        window.deleteLater()
+        del window
+        gc.collect()
+        qtbot.wait(100)
+
+
 def test_by_default_the_result_lies_beside_the_slide(tmp_path, sample, monkeypatch):
     assert default_folder(tmp_path / "a.svs") == (tmp_path, "")
     assert default_folder(sample)[0].name == "napari-peka"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.compat import isalive
-from qtpy.QtCore import Signal
+from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QComboBox, QFileDialog, QHBoxLayout, QLabel, QLineEdit, QPushButton, QSizePolicy, QWidget
 
 from napari_peka.io.store import RESEARCH_USE
@@ -24,6 +24,41 @@ def slim(box: QComboBox) -> QComboBox:
     box.setMinimumContentsLength(8)
     box.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
     return box
+
+
+class Text(QLabel):
+    """Words that wrap and are never cut: a form's layout gives a wrapped label too little height."""
+
+    def __init__(self, style: str = "") -> None:
+        super().__init__()
+        self.setWordWrap(True)
+        self.setStyleSheet(style)
+
+        # later, not at once: a layout that is asked again while it lays out calls itself without end
+        self._later = QTimer(self)
+        self._later.setSingleShot(True)
+        self._later.setInterval(0)
+        self._later.timeout.connect(self._fit)
+
+    def setText(self, text: str | None) -> None:
+        """Show other words."""
+        super().setText(text)
+        self._later.start()
+
+    def resizeEvent(self, event: Any) -> None:
+        """Wrap anew."""
+        super().resizeEvent(event)
+        if event.size().width() != event.oldSize().width():
+            self._later.start()
+
+    def _fit(self) -> None:
+        if self.isVisible():
+            self.setMinimumHeight(max(0, self.heightForWidth(self.width())))
+
+    def showEvent(self, event: Any) -> None:
+        """Wrap for the width that it now has."""
+        super().showEvent(event)
+        self._later.start()
 
 
 def notice() -> QLabel:

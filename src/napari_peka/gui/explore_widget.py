@@ -14,7 +14,6 @@ from qtpy.QtWidgets import (
     QFileDialog,
     QFormLayout,
     QHeaderView,
-    QLabel,
     QLineEdit,
     QPushButton,
     QSlider,
@@ -25,7 +24,7 @@ from qtpy.QtWidgets import (
 
 from napari_peka.core.errors import PekaError
 from napari_peka.gui import layers
-from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, notice, with_button
+from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, notice, with_button
 from napari_peka.gui.run_panel import sentence
 from napari_peka.io.figure import trust_text
 
@@ -150,8 +149,8 @@ class ExploreWidget(QWidget):
         self.genes = GeneModel()
         self.shown = GeneFilter(self.genes)
         self.table = _table(self.shown)
-        self.about = _text()
-        self.error = _text("color: #d9534f;")
+        self.about = Text()
+        self.error = Text("color: #d9534f;")
         self.error.hide()
         self.opacity = QSlider(Qt.Orientation.Horizontal)
         self.opacity.setRange(0, 100)
@@ -165,7 +164,7 @@ class ExploreWidget(QWidget):
         self.open_button.clicked.connect(self._browse)
         self.search.textChanged.connect(self._search)
         self.search.returnPressed.connect(self._first)
-        self.table.selectionModel().currentRowChanged.connect(lambda *_: self._settle.start())
+        self.table.selectionModel().currentRowChanged.connect(self._row_changed)
         self._settle.timeout.connect(self._show_gene)
         self.opacity.valueChanged.connect(self._set_opacity)
         self.bar.toggled.connect(self._set_bar)
@@ -277,6 +276,9 @@ class ExploreWidget(QWidget):
             except PekaError as e:
                 self._fail(e)
 
+    def _row_changed(self, *_: object) -> None:
+        self._settle.start()
+
     def _first(self) -> None:
         if self.shown.rowCount():
             self.table.setCurrentIndex(self.shown.index(0, GENE))
@@ -332,13 +334,6 @@ class ExploreWidget(QWidget):
 def _word(pcc: float | None) -> str:
     text = trust_text(pcc)
     return text[text.index("(") + 1 : -1] if text.endswith(")") else "not measured"
-
-
-def _text(style: str = "") -> QLabel:
-    label = QLabel()
-    label.setWordWrap(True)
-    label.setStyleSheet(style)
-    return label
 
 
 def _table(model: GeneFilter) -> QTableView:

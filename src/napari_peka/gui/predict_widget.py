@@ -15,7 +15,6 @@ from qtpy.QtWidgets import (
     QDoubleSpinBox,
     QFileDialog,
     QFormLayout,
-    QLabel,
     QPushButton,
     QVBoxLayout,
     QWidget,
@@ -24,11 +23,20 @@ from qtpy.QtWidgets import (
 from napari_peka.core.errors import MissingResolution, PekaError
 from napari_peka.core.progress import JobProgress
 from napari_peka.gui import layers
-from napari_peka.gui.choosers import DOCK_WIDTH, FolderField, LayerChooser, ModelChooser, notice, slim, with_button
+from napari_peka.gui.choosers import (
+    DOCK_WIDTH,
+    FolderField,
+    LayerChooser,
+    ModelChooser,
+    Text,
+    notice,
+    slim,
+    with_button,
+)
 from napari_peka.gui.run_panel import RunPanel, run_summary
 from napari_peka.io.sample import ASSETS
 
-_ASK_MPP = "fill in the µm per pixel above (20× is about 0.5, 40× about 0.25)"
+_ASK_MPP = "fill in the µm per pixel (20× is about 0.5, 40× about 0.25)"
 
 
 class PredictWidget(QWidget):
@@ -60,8 +68,7 @@ class PredictWidget(QWidget):
         self.slide.setToolTip("A layer opened from a slide file")
         self.open_button = QPushButton("Open…")
         self.open_button.setToolTip("Open a slide of any format: SVS, NDPI, MRXS, TIFF, OME-Zarr, JPEG, …")
-        self.about = QLabel()
-        self.about.setWordWrap(True)
+        self.about = Text()
         self.mpp = QDoubleSpinBox()
         self.mpp.setDecimals(4)
         self.mpp.setRange(0, 100)
@@ -78,15 +85,14 @@ class PredictWidget(QWidget):
         self.device.addItems(["auto", "cpu", "cuda", "mps"])
         self.device.setToolTip("auto: the GPU when there is one; cuda:1 for the second")
         self.output = FolderField("Folder of the result, SLIDE.peka.zarr; an interrupted run resumes from it")
-        self.note = QLabel()
-        self.note.setWordWrap(True)
+        self.note = Text()
         self.replace = QCheckBox("replace a result of other settings")
         self.replace.setToolTip("Without this, a result of another region, model or slide is never touched")
         self.panel = RunPanel("Predict", self.viewer)
         self._lay_out()
         self.slide.changed.connect(self._slide_changed)
         self.open_button.clicked.connect(self._browse_slide)
-        self.output.edit.editingFinished.connect(lambda: self._say_folder(""))
+        self.output.edit.editingFinished.connect(self._folder_edited)
         self.panel.asked.connect(self.run)
         self.panel.ticked.connect(self._tick)
         self.panel.succeeded.connect(self._succeeded)
@@ -132,6 +138,9 @@ class PredictWidget(QWidget):
             self.output.edit.setText(self._default)
             self._say_folder(note)
 
+    def _folder_edited(self) -> None:
+        self._say_folder("")
+
     def _say_folder(self, note: str) -> None:
         folder = self.output.folder()
         if folder is not None and folder.exists() and not os.access(folder, os.W_OK):
@@ -155,6 +164,7 @@ class PredictWidget(QWidget):
             self.panel.fail(e)
             return
         self.slide.choose(self.viewer.add_image(data, **settings))
+        self.viewer.reset_view()  # napari looks at the first layer only, and this one may lie elsewhere
 
     # -- the job -------------------------------------------------------------------------------------------------
 

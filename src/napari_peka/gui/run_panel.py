@@ -12,10 +12,11 @@ from functools import partial
 from typing import Any
 
 from qtpy.QtCore import QTimer, Signal
-from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QHBoxLayout, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
 from napari_peka.core.errors import PekaError
 from napari_peka.core.progress import Cancelled, JobProgress, human_time
+from napari_peka.gui.choosers import Text
 
 #: ms between two looks at the job: ten a second is smooth to the eye and costs nothing
 TICK_MS = 100
@@ -98,8 +99,8 @@ class RunPanel(QWidget):
         self.cancel_button.setToolTip("Stop after the block in work; what is finished is kept")
         self.bar = QProgressBar()
         self.bar.setTextVisible(False)
-        self.status = _line("")
-        self.error = _line("color: #d9534f;")
+        self.status = Text()
+        self.error = Text("color: #d9534f;")
         self.error.hide()
         buttons = QHBoxLayout()
         buttons.addWidget(self.run_button)
@@ -219,13 +220,6 @@ def run_summary(tiles: int, seconds: float, resumed: int) -> str:
     """Return what a finished prediction took, in one line."""
     text = f"done: {tiles} tiles in {human_time(seconds)}"
     return f"{text}, {resumed} of them from before" if resumed else text
-
-
-def _line(style: str) -> QLabel:
-    label = QLabel()
-    label.setWordWrap(True)
-    label.setStyleSheet(style)
-    return label
 
 
 class _Mirror:
