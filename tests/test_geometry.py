@@ -23,6 +23,15 @@ SPECS = st.builds(
 SEEDS = st.integers(0, 2**32 - 1)
 
 
+def grid(*args, **kwargs) -> TileTable:
+    """Lay a grid; a drawn case that is refused for its size is no case."""
+    try:
+        return TileTable.grid(*args, **kwargs)
+    except SettingError as e:
+        assume("larger stride" not in str(e))
+        raise
+
+
 def exact(spec: TileSpec, slide_mpp: float, k: int) -> Fraction:
     """Centre of the k-th tile along an axis, without any rounding."""
     to_level0 = Fraction(spec.mpp) / Fraction(slide_mpp)
@@ -71,7 +80,7 @@ def check_blocks(tiles: TileTable) -> list[Block]:
 @settings(max_examples=80, deadline=None)
 @given(SPECS, MPP, MPP)
 def test_centres_do_not_drift_over_200_000_px(spec, mpp_y, mpp_x):
-    tiles = TileTable.grid((200_000, 600), (mpp_y, mpp_x), spec)
+    tiles = grid((200_000, 600), (mpp_y, mpp_x), spec)
     rows, cols = tiles.grid_shape
     assert len(tiles) == rows * cols
     for k in {0, 1, rows // 3, rows // 2, rows - 2, rows - 1} & set(range(rows)):
@@ -90,7 +99,7 @@ def test_centres_do_not_drift_over_200_000_px(spec, mpp_y, mpp_x):
 @settings(max_examples=60, deadline=None)
 @given(SPECS, MPP, MPP)
 def test_a_tile_is_as_large_as_the_model_wants_in_um(spec, mpp_y, mpp_x):
-    tiles = TileTable.grid((3000, 2000), (mpp_y, mpp_x), spec)
+    tiles = grid((3000, 2000), (mpp_y, mpp_x), spec)
     y, x, h, w = tiles.rects().T
     assert h * mpp_y == pytest.approx(spec.size_px * spec.mpp)
     assert w * mpp_x == pytest.approx(spec.size_px * spec.mpp)
@@ -107,10 +116,10 @@ def test_a_tile_is_as_large_as_the_model_wants_in_um(spec, mpp_y, mpp_x):
 def test_every_tile_with_enough_tissue_is_in_exactly_one_block(spec, mpp_y, mpp_x, seed, least):
     rng = np.random.default_rng(seed)
     shape = tuple(int(n) for n in rng.integers(1, 8000, 2))
-    everywhere = TileTable.grid(shape, (mpp_y, mpp_x), spec)
+    everywhere = grid(shape, (mpp_y, mpp_x), spec)
     assume(len(everywhere) < 20_000)
     tissue = random_tissue(rng, shape)
-    tiles = TileTable.grid(shape, (mpp_y, mpp_x), spec, tissue=tissue, min_tissue=least)
+    tiles = grid(shape, (mpp_y, mpp_x), spec, tissue=tissue, min_tissue=least)
 
     share = covered(tissue, everywhere.rects())
     kept = set(map(tuple, tiles.grid_yx.tolist()))
@@ -133,27 +142,27 @@ def test_tiles_wholly_on_tissue_pass_a_least_share_of_one(stride):
     # 1 - 2e-16 is less than 1: rounding must not empty a slide that is all tissue
     spec = TileSpec(224, 0.5, stride)
     full = Raster(np.ones((97, 89), bool), (9700 / 97 / 1.0, 8900 / 89 / 1.0))
-    everywhere = TileTable.grid((9700, 8900), (0.2527, 0.2531), spec)
+    everywhere = grid((9700, 8900), (0.2527, 0.2531), spec)
     y, x, h, w = everywhere.rects().T
     inside = (y + h <= 9700) & (x + w <= 8900)
-    tiles = TileTable.grid((9700, 8900), (0.2527, 0.2531), spec, tissue=full, min_tissue=1.0)
+    tiles = grid((9700, 8900), (0.2527, 0.2531), spec, tissue=full, min_tissue=1.0)
     assert len(tiles) == inside.sum() > 0
 
 
 def test_no_tile_without_any_tissue_is_kept_even_when_none_is_asked_for():
     empty = Raster(np.zeros((50, 50), bool), (100.0, 100.0))
-    assert len(TileTable.grid((5000, 5000), (0.5, 0.5), TileSpec(224, 0.5), tissue=empty, min_tissue=0)) == 0
+    assert len(grid((5000, 5000), (0.5, 0.5), TileSpec(224, 0.5), tissue=empty, min_tissue=0)) == 0
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (40, 90), (223, 100), (224, 224)])
 def test_a_slide_smaller_than_a_tile_has_one_tile(shape):
-    tiles = TileTable.grid(shape, (0.5, 0.5), TileSpec(224, 0.5))
+    tiles = grid(shape, (0.5, 0.5), TileSpec(224, 0.5))
     assert tiles.centre_yx.tolist() == [[112, 112]]
     assert tiles.blocks()[0].rect == Rect(0, 0, 224, 224)
 
 
 def test_pixels_that_are_not_square():
-    tiles = TileTable.grid((1000, 1000), (0.25, 0.5), TileSpec(100, 1.0))
+    tiles = grid((1000, 1000), (0.25, 0.5), TileSpec(100, 1.0))
     assert tiles.size0_yx == (400, 200)
     assert tiles.grid_shape == (2, 5)
     assert tiles.centre_yx[0].tolist() == [200, 100]
@@ -177,9 +186,9 @@ def test_a_region_and_its_holes_decide_what_is_kept(spec, mpp, seed, least):
     outer = shapely.box(at[1], at[0], at[1] + size[1], at[0] + size[0])
     hole = shapely.affinity.scale(shapely.Point(at[1] + size[1] / 2, at[0] + size[0] / 2).buffer(1), *(size[::-1] / 4))
     region = outer - hole
-    everywhere = TileTable.grid(shape, (mpp, mpp), spec)
+    everywhere = grid(shape, (mpp, mpp), spec)
     assume(len(everywhere) < 3000)
-    tiles = TileTable.grid(shape, (mpp, mpp), spec, region=region, min_region=least)
+    tiles = grid(shape, (mpp, mpp), spec, region=region, min_region=least)
     kept = set(map(tuple, tiles.grid_yx.tolist()))
     for place, (y, x, h, w) in zip(everywhere.grid_yx.tolist(), everywhere.rects().tolist()):
         share = region.intersection(shapely.box(x, y, x + w, y + h)).area / (h * w)
@@ -192,7 +201,7 @@ def test_a_hole_is_left_out_and_the_grid_is_the_slides():
     import shapely
 
     region = shapely.box(100, 100, 900, 900) - shapely.box(300, 300, 700, 700)
-    tiles = TileTable.grid((1000, 1000), (1, 1), TileSpec(100, 1.0), region=region)
+    tiles = grid((1000, 1000), (1, 1), TileSpec(100, 1.0), region=region)
     assert len(tiles) == 64 - 16
     assert not ((tiles.centre_yx > 300) & (tiles.centre_yx < 700)).all(1).any()
     # a region never moves the tiles: two regions of one slide can be laid side by side
@@ -206,7 +215,7 @@ def test_tiles_inside_a_region_pass_a_least_share_of_one():
     mpp = (0.2527, 0.2531)
     h, w = spec.size0(mpp)
     region = shapely.box(2 * w, 3 * h, 5 * w, 7 * h)  # its edge runs along the tiles' edges
-    tiles = TileTable.grid((9000, 9000), mpp, spec, region=region, min_region=1.0)
+    tiles = grid((9000, 9000), mpp, spec, region=region, min_region=1.0)
     assert len(tiles) == 12
 
 
@@ -214,7 +223,7 @@ def test_tiles_inside_a_region_pass_a_least_share_of_one():
 def test_a_region_off_the_slide_keeps_nothing(region):
     import shapely
 
-    tiles = TileTable.grid((3000, 4000), (0.5, 0.5), TileSpec(224, 0.5), region=shapely.from_wkt(region))
+    tiles = grid((3000, 4000), (0.5, 0.5), TileSpec(224, 0.5), region=shapely.from_wkt(region))
     assert len(tiles) == 0
     assert tiles.blocks() == []
     assert np.isnan(tiles.raster(np.empty(0)).data).all()
@@ -232,7 +241,7 @@ def test_spots_and_grid_are_one_type(n, extent, mpp_y, mpp_x, seed):
     spec = TileSpec(224, 0.5)
     ids = [f"spot{i}" for i in range(n)]
     tiles, order = TileTable.spots(centre, (mpp_y, mpp_x), spec, ids)
-    assert type(tiles) is type(TileTable.grid((500, 500), (mpp_y, mpp_x), spec))
+    assert type(tiles) is type(grid((500, 500), (mpp_y, mpp_x), spec))
     assert sorted(order.tolist()) == list(range(n))
     assert (tiles.centre_yx == centre[order]).all()  # not moved by a bit
     assert tiles.names == tuple(ids[i] for i in order)
@@ -269,7 +278,7 @@ def test_spots_that_cannot_be_placed_are_refused():
 def test_a_raster_puts_each_value_under_its_tile(spec, mpp_y, mpp_x, seed):
     rng = np.random.default_rng(seed)
     shape = tuple(int(n) for n in rng.integers(200, 5000, 2))
-    tiles = TileTable.grid(shape, (mpp_y, mpp_x), spec, tissue=random_tissue(rng, shape))
+    tiles = grid(shape, (mpp_y, mpp_x), spec, tissue=random_tissue(rng, shape))
     assume(0 < len(tiles) < 20_000)
     values = rng.normal(size=len(tiles)).astype(np.float32)
     raster = tiles.raster(values, "log1p CP10K")
@@ -290,7 +299,7 @@ def test_a_raster_puts_each_value_under_its_tile(spec, mpp_y, mpp_x, seed):
 
 
 def test_a_raster_of_tiles_without_overlap_covers_them_exactly():
-    tiles = TileTable.grid((1000, 1200), (0.5, 0.25), TileSpec(100, 1.0))
+    tiles = grid((1000, 1200), (0.5, 0.25), TileSpec(100, 1.0))
     raster = tiles.raster(np.arange(len(tiles), dtype=np.float32))
     assert raster.origin_yx == (0, 0)
     assert raster.scale_yx == tiles.size0_yx == (200, 400)
@@ -298,7 +307,7 @@ def test_a_raster_of_tiles_without_overlap_covers_them_exactly():
 
 
 def test_only_a_grid_is_drawn_and_only_with_a_value_a_tile():
-    tiles = TileTable.grid((1000, 1000), (1, 1), TileSpec(100, 1.0))
+    tiles = grid((1000, 1000), (1, 1), TileSpec(100, 1.0))
     with pytest.raises(ValueError, match="100 tiles need 100 values"):
         tiles.raster(np.zeros(99, np.float32))
     spots, _ = TileTable.spots(np.ones((3, 2)), (1, 1), TileSpec(100, 1.0))
@@ -330,11 +339,11 @@ def test_a_table_must_be_in_order():
     with pytest.raises(ValueError, match="finite centres"):
         TileTable(one * np.nan, spec, (1, 1), None, None, np.zeros(2, np.int32))
     with pytest.raises(ValueError, match="positive slide mpp"):
-        TileTable.grid((100, 100), (-0.5, -0.5), spec)
+        grid((100, 100), (-0.5, -0.5), spec)
 
 
 def test_an_image_of_another_size_is_not_cut():
-    block = TileTable.grid((1000, 1000), (1, 1), TileSpec(100, 1.0)).blocks()[0]
+    block = grid((1000, 1000), (1, 1), TileSpec(100, 1.0)).blocks()[0]
     assert block.cut(np.zeros((*block.shape_px, 3), np.uint8), 100).shape == (64, 100, 100, 3)
     with pytest.raises(ValueError, match="another mpp"):
         block.cut(np.zeros((block.shape_px[0] + 4, block.shape_px[1], 3), np.uint8), 100)
@@ -384,7 +393,7 @@ def test_tiles_cut_from_blocks_are_the_tiles_themselves(coded, slide_mpp, mpp, p
     spec = TileSpec(px, mpp, stride)
     rng = np.random.default_rng(0)
     with open_slide(coded, mpp=slide_mpp) as slide:
-        tiles = TileTable.grid(slide.shape, slide.mpp, spec)
+        tiles = grid(slide.shape, slide.mpp, spec)
         blocks = tiles.blocks()
         for block in (blocks[0], blocks[len(blocks) // 2], blocks[-1]):
             images, ok = read_tiles(slide, tiles, block)
@@ -419,7 +428,7 @@ def check_against_position(image: np.ndarray, rect: Rect, spec: TileSpec, downsa
 def test_a_table_laid_out_at_another_mpp_is_refused(coded):
     from napari_peka.infer.engine import read_tiles
 
-    tiles = TileTable.grid(EXTENT, (0.5, 0.5), TileSpec(224, 0.5))
+    tiles = grid(EXTENT, (0.5, 0.5), TileSpec(224, 0.5))
     with open_slide(coded, mpp=0.25) as slide, pytest.raises(ValueError, match="another mpp"):
         read_tiles(slide, tiles, tiles.blocks()[0])
 
