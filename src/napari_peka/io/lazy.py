@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from napari_peka.core.errors import Undecodable
 from napari_peka.io.readers.base import UInt8Array
-from napari_peka.io.resample import Source, resample
+from napari_peka.io.resample import Source, in_parts, resample
 
 if TYPE_CHECKING:
     from napari_peka.io.slide import Slide
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 SMALL_LEVEL = 2048
 #: a made-up level is this much smaller than the one before
 STEP = 4
+#: colour (r, g, b) of what cannot be decoded, which no H&E slide has
+UNREADABLE = (0, 200, 0)
+#: pixels that are given that colour together
+_LEAST_PART = 16
 
 
 def levels_of(slide: Slide) -> list[LazyLevel]:
@@ -35,6 +41,9 @@ def levels_of(slide: Slide) -> list[LazyLevel]:
 class LazyLevel:
     """One level of a slide as an array that is read where it is sliced.
 
+    It is made to be looked at: what cannot be decoded is `UNREADABLE` green, for an error would stop a viewer from
+    showing the rest. Computations read with `Slide.read_block`, which raises.
+
     Parameters
     ----------
     slide
@@ -52,6 +61,7 @@ class LazyLevel:
         self._slide, self._level = slide, level
         self.shape: tuple[int, int, int] = (*shape, 3)
         self._whole: UInt8Array | None = None
+        self._lock = threading.Lock()
 
     @property
     def size(self) -> int:
@@ -78,21 +88,32 @@ class LazyLevel:
         return np.asarray(pixels[:, :, samples][:, pick_x][pick_y])
 
     def _pixels(self, y: int, x: int, h: int, w: int) -> UInt8Array:
-        if self._whole is not None:
+        if self._slide.level_shapes[self._level] == self.shape[:2] or max(self.shape[:2]) > SMALL_LEVEL:
+            return self._drawn(y, x, h, w)
+        with self._lock:  # a viewer asks for its view and its overview at the same time
+            if self._whole is None:
+                self._whole = self._drawn(0, 0, *self.shape[:2])
             return self._whole[y : y + h, x : x + w]
+
+    def _drawn(self, y: int, x: int, h: int, w: int) -> UInt8Array:
+        try:
+            return self._read(y, x, h, w)
+        except Undecodable:
+
+            def draw(y0: int, x0: int, y1: int, x1: int) -> UInt8Array:
+                return self._read(y + y0, x + x0, y1 - y0, x1 - x0)
+
+            pixels, missing = in_parts(draw, (h, w), _LEAST_PART)
+            pixels[missing] = UNREADABLE
+            return pixels
+
+    def _read(self, y: int, x: int, h: int, w: int) -> UInt8Array:
         own = self._slide.level_shapes[self._level]
         if own == self.shape[:2]:
             return self._slide.read_level(self._level, y, x, h, w)
-        small = max(self.shape[:2]) <= SMALL_LEVEL
-        if small:
-            y, x, h, w, asked = 0, 0, *self.shape[:2], (slice(y, y + h), slice(x, x + w))
         fy, fx = own[0] / self.shape[0], own[1] / self.shape[1]
-        source = Source(self._slide.read_level, self._level, own, own)
-        pixels = resample(source, (y * fy, x * fx, (y + h) * fy, (x + w) * fx), (h, w), rim=False)
-        if small:
-            self._whole = pixels
-            return pixels[asked]
-        return pixels
+        source = Source(self._slide.read_level, self._level, own, own, self._slide.full_width(self._level))
+        return resample(source, (y * fy, x * fx, (y + h) * fy, (x + w) * fx), (h, w), rim=False)
 
 
 def _three(key: Any) -> tuple[Any, Any, Any]:

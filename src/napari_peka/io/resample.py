@@ -1,4 +1,4 @@
-"""Read a rectangle of a level and bring it to another size, exact to sub-pixels, in bounded memory."""
+"""Read a rectangle of a level and bring it to another size: exact to sub-pixels, in bounded memory, despite damage."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
+from napari_peka.core.errors import Undecodable
 from napari_peka.io.readers.base import UInt8Array
 
 #: pixels of a level that are in memory at once
@@ -29,12 +31,15 @@ class Source:
     covers
         Height and width of the whole slide in the level's pixels; a last pixel that the level was cut short of
         is a copy of the one before.
+    full_width
+        Whether the level is stored in whole rows; then a large box is read in bands, else in squares.
     """
 
     read: Callable[[int, int, int, int, int], UInt8Array]
     level: int
     shape: tuple[int, int]
     covers: tuple[float, float]
+    full_width: bool = False
 
     def region(self, y0: int, x0: int, y1: int, x1: int) -> UInt8Array:
         """Return rows `y0` to `y1` and columns `x0` to `x1`, uint8 ``(y1 - y0, x1 - x0, 3)``."""
@@ -71,15 +76,31 @@ def resample(
     y0, x0, y1, x1 = (_tidy(v) for v in box)
     if (y1 - y0, x1 - x0) == shape and y0 == int(y0) and x0 == int(x0):
         return source.region(int(y0), int(x0), int(y1), int(x1))
-    step = (y1 - y0) / shape[0]
-    per_row = (x1 - x0 + 4) * max(step, 1.0)
-    band = max(1, int(BAND_PX / per_row))
-    parts = []
-    for row in range(0, shape[0], band):
-        stop = min(shape[0], row + band)
-        part = (y0 + row * step, x0, y0 + stop * step, x1)
-        parts.append(_resize(source, part, (stop - row, shape[1]), rim))
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    step_y, step_x = (y1 - y0) / shape[0], (x1 - x0) / shape[1]
+    rows, cols = _portion(shape, (step_y, step_x), source.full_width)
+    if rows >= shape[0] and cols >= shape[1]:
+        return _resize(source, (y0, x0, y1, x1), shape, rim)
+    out = np.empty((*shape, 3), np.uint8)
+    for row in range(0, shape[0], rows):
+        for col in range(0, shape[1], cols):
+            low, right = min(shape[0], row + rows), min(shape[1], col + cols)
+            part = (y0 + row * step_y, x0 + col * step_x, y0 + low * step_y, x0 + right * step_x)
+            out[row:low, col:right] = _resize(source, part, (low - row, right - col), rim)
+    return out
+
+
+def _portion(shape: tuple[int, int], steps: tuple[float, float], full_width: bool) -> tuple[int, int]:
+    """Return rows and columns of the result for which at most `BAND_PX` are read at once.
+
+    Bands across a level of tiles would decode every row of tiles once for each band that touches it, squares do so
+    at their edges only; across strips it is the other way round.
+    """
+    step_y, step_x = (max(s, 1.0) for s in steps)
+    cols = shape[1] if full_width else max(1, int(math.sqrt(BAND_PX) / step_x))
+    rows = max(1, int(BAND_PX / (step_y * step_x * (min(cols, shape[1]) + 4))))
+    if rows >= shape[0]:
+        cols = max(cols, int(BAND_PX / (step_y * step_x * (shape[0] + 4))))
+    return rows, cols
 
 
 def _resize(source: Source, box: tuple[float, float, float, float], shape: tuple[int, int], rim: bool) -> UInt8Array:
@@ -102,6 +123,52 @@ def _resize(source: Source, box: tuple[float, float, float, float], shape: tuple
         (shape[1], shape[0]), Image.Resampling.BILINEAR, box=(x0 - left, y0 - top, x1 - left, y1 - top)
     )
     return np.asarray(resized)
+
+
+def in_parts(
+    draw: Callable[[int, int, int, int], UInt8Array], shape: tuple[int, int], least: int
+) -> tuple[UInt8Array, npt.NDArray[np.bool_]]:
+    """Draw an image of which parts cannot be decoded: by quarters, until only those are missing.
+
+    Parameters
+    ----------
+    draw
+        ``draw(y0, x0, y1, x1)`` returns those rows and columns, or raises `Undecodable`.
+    shape
+        Height and width of the image.
+    least
+        A part of at most this many pixels a side is not divided further.
+
+    Returns
+    -------
+    image
+        uint8 ``(*shape, 3)``; zeros where nothing could be decoded.
+    missing
+        bool `shape`.
+    """
+    image, missing = np.zeros((*shape, 3), np.uint8), np.zeros(shape, bool)
+    parts = [(0, 0, *shape)]
+    while parts:
+        y0, x0, y1, x1 = parts.pop()
+        if y1 <= y0 or x1 <= x0:
+            continue
+        try:
+            image[y0:y1, x0:x1] = draw(y0, x0, y1, x1)
+        except Undecodable:
+            if max(y1 - y0, x1 - x0) <= least:
+                missing[y0:y1, x0:x1] = True
+                continue
+            y, x = (y0 + y1) // 2, (x0 + x1) // 2
+            parts += [(y0, x0, y, x), (y0, x, y, x1), (y, x0, y1, x), (y, x, y1, x1)]
+    return image, missing
+
+
+def filled(image: UInt8Array, missing: npt.NDArray[np.bool_]) -> UInt8Array:
+    """Return an image whose missing pixels have the colour of the nearest one that is there."""
+    from scipy import ndimage
+
+    nearest = ndimage.distance_transform_edt(missing, return_distances=False, return_indices=True)
+    return np.asarray(image[tuple(nearest)])
 
 
 def _tidy(value: float) -> float:

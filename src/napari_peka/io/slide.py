@@ -20,9 +20,9 @@ from napari_peka.core.errors import MissingResolution, SettingError, SlideError,
 from napari_peka.core.geometry import Rect
 from napari_peka.io.fingerprint import fingerprint
 from napari_peka.io.lazy import LazyLevel, levels_of
-from napari_peka.io.readers.base import Claim, Reader, UInt8Array
+from napari_peka.io.readers.base import Claim, KnownDamage, Reader, UInt8Array
 from napari_peka.io.readers.choose import candidates, fastest
-from napari_peka.io.resample import Source, resample
+from napari_peka.io.resample import Source, filled, in_parts, resample
 
 #: µm per pixel that a microscope's scan can have
 PLAUSIBLE_MPP = (0.1, 2.0)
@@ -30,6 +30,8 @@ PLAUSIBLE_MPP = (0.1, 2.0)
 ALLOWED_MPP = (0.01, 100.0)
 #: y and x may differ by this share
 _ANISOTROPY = 0.05
+#: pixels of an overview that are given up together when a part of the slide cannot be decoded
+_LEAST_PART = 16
 _ENDINGS = (".ome.tiff", ".ome.tif", ".ome.zarr")
 
 
@@ -231,7 +233,16 @@ class Slide:
         return self._resample(rect, shape, min(mpp / own[0], mpp / own[1]))
 
     def thumbnail(self, max_px: int = 1024) -> UInt8Array:
-        """Return the whole slide with its longer side at most `max_px`, uint8 ``(h, w, 3)``."""
+        """Return the whole slide with its longer side at most `max_px`, uint8 ``(h, w, 3)``.
+
+        Parts that cannot be decoded get the colours around them, so that tissue is looked for there as well and its
+        tiles are tried and counted; `warnings` then says so.
+
+        Raises
+        ------
+        Undecodable
+            If more than half of it cannot be decoded.
+        """
         if self._thumbnail is None or self._thumbnail[0] != max_px:
             self._thumbnail = (max_px, self._overview(max_px))
         return self._thumbnail[1].copy()
@@ -245,7 +256,21 @@ class Slide:
             return quick
         scale = max(1.0, max(self.shape) / max_px)
         shape = max(1, round(self.shape[0] / scale)), max(1, round(self.shape[1] / scale))
-        return self._resample(Rect(0, 0, *self.shape), shape, scale, rim=False)
+        try:
+            return self._resample(Rect(0, 0, *self.shape), shape, scale, rim=False)
+        except Undecodable:
+            step = self.shape[0] / shape[0], self.shape[1] / shape[1]
+
+            def draw(y0: int, x0: int, y1: int, x1: int) -> UInt8Array:
+                rect = Rect(y0 * step[0], x0 * step[1], (y1 - y0) * step[0], (x1 - x0) * step[1])
+                return self._resample(rect, (y1 - y0, x1 - x0), scale, rim=False)
+
+            image, missing = in_parts(draw, shape, _LEAST_PART)
+            if missing.mean() > 0.5:
+                raise
+            note = "parts of it cannot be decoded; its overview shows there what is around them"
+            self.warnings += [] if note in self.warnings else [note]
+            return filled(image, missing)
 
     @cached_property
     def pyramid(self) -> list[LazyLevel]:
@@ -262,8 +287,12 @@ class Slide:
         fy, fx = self._factors[level]
         box = (rect.y / fy, rect.x / fx, rect.y1 / fy, rect.x1 / fx)
         covers = self.shape[0] / fy, self.shape[1] / fx
-        source = Source(self.read_level, level, self.level_shapes[level], covers)
+        source = Source(self.read_level, level, self.level_shapes[level], covers, self.full_width(level))
         return resample(source, box, shape, rim=rim)
+
+    def full_width(self, level: int) -> bool:
+        """Return whether a level is stored in whole rows, so that these are cheapest to read."""
+        return self._reader().full_width(level)
 
     def _reader(self) -> Reader:
         with self._lock:
@@ -279,7 +308,7 @@ class Slide:
             except MemoryError:
                 raise
             except Exception as e:
-                if attempt:
+                if attempt or isinstance(e, KnownDamage):
                     raise Undecodable(
                         f"{self.path.name}: level {level}, rows {y} to {y + h}, columns {x} to {x + w} cannot be "
                         f"decoded ({reader.name}: {e})"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +39,10 @@ class Unsuitable(Refused):
 
 class Truncated(Unsuitable):
     """The file is shorter than its own table of contents says."""
+
+
+class KnownDamage(ValueError):
+    """Decoding has failed here twice already; a third try would only cost time."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,7 @@ class SegmentCache:
     def __init__(self, limit: int = CACHE_BYTES) -> None:
         self._limit, self._size = limit, 0
         self._items: OrderedDict[Hashable, UInt8Array] = OrderedDict()
+        self._making: dict[Hashable, threading.Lock] = {}
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], UInt8Array]) -> UInt8Array:
@@ -126,7 +131,21 @@ class SegmentCache:
             if key in self._items:
                 self._items.move_to_end(key)
                 return self._items[key]
-        value = make()
+            making = self._making.setdefault(key, threading.Lock())
+        # a slide in one strip is a gigabyte: threads wait for the one that decodes it, or each would hold its own
+        with making:
+            with self._lock:
+                if key in self._items:
+                    return self._items[key]
+            try:
+                value = make()
+                self._keep(key, value)
+            finally:
+                with self._lock:
+                    self._making.pop(key, None)
+        return value
+
+    def _keep(self, key: Hashable, value: UInt8Array) -> None:
         with self._lock:
             if key not in self._items:
                 self._items[key] = value
@@ -134,7 +153,6 @@ class SegmentCache:
             # one segment above the limit is kept, or a slide in one strip would be decoded for every read
             while self._size > self._limit and len(self._items) > 1:
                 self._size -= self._items.popitem(last=False)[1].nbytes
-        return value
 
     def clear(self) -> None:
         """Forget everything."""
@@ -189,8 +207,12 @@ class Reader(ABC):
         """Return a quick overview of at most `max_px` a side, or None when there is no quicker way."""
         return None
 
+    def full_width(self, level: int) -> bool:
+        """Return whether what is decoded at once is as wide as the level: then whole rows are cheapest to read."""
+        return False
+
     def fresh(self) -> None:  # noqa: B027
-        """Drop handles and what is cached, before a second try."""
+        """Drop handles, before a second try."""
 
     def close(self) -> None:  # noqa: B027
         """Close all handles."""
@@ -206,6 +228,7 @@ class SegmentedReader(Reader):
         super().__init__(path)
         self.grids: list[tuple[int, int]] = []
         self.cache = SegmentCache()
+        self._failures: Counter[tuple[int, int, int]] = Counter()
 
     @abstractmethod
     def decode(self, level: int, row: int, col: int) -> UInt8Array:
@@ -217,7 +240,7 @@ class SegmentedReader(Reader):
         out = np.empty((h, w, 3), np.uint8)
         for row in range(y // sh, (y + h - 1) // sh + 1):
             for col in range(x // sw, (x + w - 1) // sw + 1):
-                tile = self.cache.get((level, row, col), partial(self.decode, level, row, col))
+                tile = self.cache.get((level, row, col), partial(self._decode, level, row, col))
                 y0, x0 = max(y, row * sh), max(x, col * sw)
                 y1, x1 = min(y + h, (row + 1) * sh), min(x + w, (col + 1) * sw)
                 part = tile[y0 - row * sh : y1 - row * sh, x0 - col * sw : x1 - col * sw]
@@ -226,9 +249,27 @@ class SegmentedReader(Reader):
                 out[y0 - y : y1 - y, x0 - x : x1 - x] = part
         return out
 
-    def fresh(self) -> None:
-        """Forget decoded segments."""
+    def _decode(self, *key: int) -> UInt8Array:
+        """Decode a segment, unless that has failed twice: one that is large would be tried for every tile in it."""
+        level, row, col = key
+        if self._failures[level, row, col] > 1:
+            raise KnownDamage(f"segment ({row}, {col}) is damaged")
+        try:
+            return self.decode(level, row, col)
+        except (OSError, MemoryError):  # the drive's or the machine's fault, which may pass
+            raise
+        except Exception:
+            self._failures[level, row, col] += 1
+            raise
+
+    def full_width(self, level: int) -> bool:
+        """Return whether segments are strips."""
+        return self.grids[level][1] >= self.level_shapes[level][1]
+
+    def close(self) -> None:
+        """Forget decoded segments, and which were damaged."""
         self.cache.clear()
+        self._failures.clear()
 
 
 def over(
@@ -257,24 +298,33 @@ def over(
     return np.asarray(np.clip(front + (1 - a) * np.array(background) + 0.5, 0, 255), np.uint8)
 
 
-def eight_bit(pixels: npt.NDArray[Any]) -> UInt8Array:
-    """Bring uint8, uint16 (its full range) or bool pixels to uint8.
+def eight_bit(pixels: npt.NDArray[Any], bits: int = 0) -> UInt8Array:
+    """Bring unsigned pixels of up to 16 bits, or bool ones, to uint8.
+
+    Parameters
+    ----------
+    pixels
+        uint8, uint16 or bool, of either byte order.
+    bits
+        Bits of a sample that are used; all of them by default.
 
     Raises
     ------
     TypeError
         For any other type.
     """
-    if pixels.dtype == np.uint8:
-        return np.asarray(pixels)
-    if pixels.dtype == np.uint16:
-        return np.asarray((pixels.astype(np.uint32) * 255 + 32767) // 65535, np.uint8)
-    if pixels.dtype == np.bool_:
+    dtype = pixels.dtype.newbyteorder("=")
+    if dtype == np.bool_:
         return np.asarray(pixels, np.uint8) * np.uint8(255)
-    raise TypeError(f"{pixels.dtype} pixels")
+    if dtype not in (np.uint8, np.uint16):
+        raise TypeError(f"{pixels.dtype} pixels")
+    full = (1 << (bits or 8 * dtype.itemsize)) - 1
+    if dtype == np.uint8 and full == 255:
+        return np.asarray(pixels)
+    return np.asarray((pixels.astype(np.uint32) * 255 + full // 2) // full, np.uint8)
 
 
-def check_type(dtype: np.dtype[Any], warnings: list[str]) -> None:
+def check_type(dtype: np.dtype[Any], warnings: list[str], bits: int = 0) -> None:
     """Refuse pixels that are no photograph; warn about those that are stretched.
 
     Raises
@@ -282,10 +332,12 @@ def check_type(dtype: np.dtype[Any], warnings: list[str]) -> None:
     Unsuitable
         For anything but uint8, uint16 and bool.
     """
-    if dtype == np.uint16:
-        warnings.append("16-bit pixels: read as their full range, 0 to 65,535")
-    elif dtype not in (np.uint8, np.bool_):
+    dtype = dtype.newbyteorder("=")
+    if dtype not in (np.uint8, np.uint16, np.bool_):
         raise Unsuitable(f"its pixels are {dtype}, not the 8-bit colours of a bright-field scan; export it as RGB")
+    bits = bits or 8 * dtype.itemsize
+    if dtype != np.bool_ and bits != 8:
+        warnings.append(f"{bits}-bit pixels: read as their full range, 0 to {(1 << bits) - 1:,}")
 
 
 def multichannel(n: int) -> Unsuitable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -56,16 +57,19 @@ def candidates(path: Path) -> list[Reader]:
     """
     makers = _FILE_READERS
     try:
-        if path.is_dir():
+        found = path.stat()
+        if stat.S_ISDIR(found.st_mode):
             makers = {"zarr": _zarr}
-        elif not path.exists():
-            raise SlideError(f"there is no file {path}")
-        elif path.stat().st_size == 0:
+        elif not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+            raise SlideError(f"{path} is a pipe or a device; a slide is a file or a folder")
+        elif found.st_size == 0:
             raise SlideError(f"{path} is empty (0 bytes); copy it again")
         else:
             path.open("rb").close()
     except SlideError:
         raise
+    except (FileNotFoundError, NotADirectoryError, ValueError) as e:  # ValueError: a NUL in the name
+        raise SlideError(f"there is no file {path}") from e
     except PermissionError as e:
         raise SlideError(f"{path} may not be read: {e.strerror}; ask for the right to read it") from e
     except OSError as e:
@@ -76,7 +80,11 @@ def candidates(path: Path) -> list[Reader]:
         if name == "pillow" and opened:  # a MIRAX slide is named by its thumbnail, a JPEG
             break
         try:
-            opened.append(make(path))
+            reader = make(path)
+            if min(map(min, reader.level_shapes)) < 1:
+                reader.close()
+                raise Refused("it claims a level without pixels")
+            opened.append(reader)
         except Unsuitable as e:
             if opened and opened[0].vendor != "generic-tiff" and not isinstance(e, Truncated):
                 continue  # OpenSlide knows this vendor's dialect better
@@ -130,7 +138,8 @@ def _probe_blocks(reader: Reader) -> list[tuple[int, int, int, int, int]]:
     blocks = []
     for level, at in ((0, 0.5), (0, 0.5), (0, 0.3), (0, 0.7), (last // 2, 0.4), (last, 0.5)):
         h, w = reader.level_shapes[level]
-        bh, bw = min(h, _PROBE_PX), min(w, _PROBE_PX)
+        # apart from each other on a small slide too, or one damaged tile would be in all of them
+        bh, bw = (min(n, _PROBE_PX, max(64, n // 4)) for n in (h, w))
         blocks.append((level, int((h - bh) * at), int((w - bw) * at), bh, bw))
     return blocks
 

@@ -13,7 +13,7 @@ import re
 
 #: a marker inside the entropy-coded data that is neither a stuffed byte, a restart nor fill
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_SCAN = b"\xff\xda"
+_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _END = b"\xff\xd9"
 
 
@@ -22,7 +22,7 @@ class DamagedJPEG(ValueError):
 
 
 def check_structure(data: bytes) -> None:
-    """Look for an end marker and for markers where none can be; quick, finds about half of all damage.
+    """Look for an end marker, for markers where none can be and for lost restart markers; quick, finds about half.
 
     Raises
     ------
@@ -32,13 +32,35 @@ def check_structure(data: bytes) -> None:
     end = data.rfind(_END)
     if end < 0 or data[end + 2 :].strip(b"\0\xff"):
         raise DamagedJPEG("its JPEG data are truncated: the end marker is missing")
-    scan = data.find(_SCAN)
-    if scan < 0:
-        raise DamagedJPEG("its JPEG data have no image in them")
-    hit = _MARKER.search(data, scan + 2)
+    scan = _first_scan(data)
+    hit = _MARKER.search(data, scan)
+    stop = hit.start() if hit else len(data)
     # a progressive stream has several scans, with tables between them
-    if hit and hit.start() < end and data[hit.start() + 1] not in (0xC4, 0xDA, 0xDB, 0xDD, 0xFE, 0xDC):
+    if stop < end and data[stop + 1] not in (0xC4, 0xDA, 0xDB, 0xDD, 0xFE, 0xDC):
         raise DamagedJPEG("its JPEG data are damaged: a marker where none can be")
+    # decoders go on at the next restart marker and say nothing of the rows between
+    restarts = [m[0][1] & 7 for m in _RESTART.finditer(data, scan, stop)]
+    if any(n != i & 7 for i, n in enumerate(restarts)):
+        raise DamagedJPEG("its JPEG data are damaged: a part between two restart markers is lost")
+
+
+def _first_scan(data: bytes) -> int:
+    """Return where the entropy-coded data begin. A preview inside the header has a scan of its own."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        if data[at + 1] == 0xFF:  # fill
+            at += 1
+            continue
+        marker, at = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xDA:
+            return at
+    raise DamagedJPEG("its JPEG data have no image in them")
+
+
+def first_picture(data: bytes) -> bytes:
+    """Cut off what follows the first picture of a file: previews of cameras, programs' own data."""
+    end = data.find(_END, _first_scan(data))
+    return data[: end + 2] if end >= 0 else data
 
 
 def whole(data: bytes, tables: bytes | None) -> bytes:

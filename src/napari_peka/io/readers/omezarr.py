@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from napari_peka.io.readers.base import (
     multichannel,
     over,
 )
+from napari_peka.io.readers.tiff_pages import side_name
 from napari_peka.io.readers.units import unit_um
 
 #: smaller chunks are read several at once
@@ -45,15 +47,15 @@ class OmeZarrReader(SegmentedReader):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         if not any((path / mark).is_file() for mark in _MARKS):
-            raise Refused("a folder that holds no zarr")
+            dicom = "; of a DICOM slide open one of its files" if next(path.glob("*.dcm"), None) else ""
+            raise Refused(f"a folder that holds no zarr{dicom}")
         try:
             import zarr
 
             group = zarr.open_group(str(path), mode="r")
-            scales = _multiscales(group)
-            if scales is None and "0" in group:  # as bioformats2raw lays out
-                group = group["0"]
-                scales = _multiscales(group)
+            if _multiscales(group) is None:
+                group = _largest_image(group, path)
+            scales = None if group is None else _multiscales(group)
             if scales is None:
                 raise Refused("a zarr without OME-NGFF multiscales")
             self._describe(group, scales)
@@ -64,7 +66,11 @@ class OmeZarrReader(SegmentedReader):
 
     def _describe(self, group: Any, scales: dict[str, Any]) -> None:
         self.vendor = "ome-zarr"
-        arrays = [group[d["path"]] for d in scales["datasets"]]
+        # by the format the finest comes first; not every writer knows
+        datasets = sorted(scales["datasets"], key=lambda d: -group[d["path"]].size)
+        if not datasets:
+            raise Refused("its OME-NGFF multiscales name no array")
+        arrays = [group[d["path"]] for d in datasets]
         base = arrays[0]
         axes = [a if isinstance(a, dict) else {"name": a} for a in scales.get("axes", "tczyx"[-base.ndim :])]
         names = [str(a["name"]).lower() for a in axes]
@@ -75,6 +81,8 @@ class OmeZarrReader(SegmentedReader):
         check_type(np.dtype(base.dtype), self.warnings)
         if channels not in (1, 3, 4):
             raise multichannel(channels)
+        if channels == 3 and (names_of := _channel_names(group)):
+            self.warnings.append(f"its channels {names_of} are taken for red, green and blue")
         if channels == 1:
             self.warnings.append("it is greyscale: shown as grey RGB; models expect H&E colours")
         if any(base.shape[i] > 1 for i, n in enumerate(names) if n not in "yxc"):
@@ -85,15 +93,14 @@ class OmeZarrReader(SegmentedReader):
         self.grids = [tuple(_segment(a.chunks[i]) for i in (iy, ix)) for a in arrays]  # type: ignore[misc]
         if max(h * w for h, w in self.grids) * channels > MAX_SEGMENT_BYTES:
             raise Unsuitable("its chunks are larger than 4 GiB; write it with smaller ones")
-        self._claim(scales, axes, iy, ix)
+        self._claim([datasets[0], scales], axes, iy, ix)
 
-    def _claim(self, scales: dict[str, Any], axes: list[dict[str, Any]], iy: int, ix: int) -> None:
+    def _claim(self, places: list[dict[str, Any]], axes: list[dict[str, Any]], iy: int, ix: int) -> None:
         units = [unit_um(axes[i].get("unit")) for i in (iy, ix)]
         factors = [1.0, 1.0]
         found = False
-        for transforms in (scales["datasets"][0].get("coordinateTransformations"),
-                           scales.get("coordinateTransformations")):  # fmt: skip
-            for t in transforms or ():
+        for place in places:
+            for t in place.get("coordinateTransformations") or ():
                 if t.get("type") == "scale" and "scale" in t:
                     factors = [factors[0] * float(t["scale"][iy]), factors[1] * float(t["scale"][ix])]
                     found = True
@@ -118,10 +125,50 @@ class OmeZarrReader(SegmentedReader):
         return np.ascontiguousarray(pixels)
 
 
-def _multiscales(group: Any) -> dict[str, Any] | None:
+def _attributes(group: Any) -> dict[str, Any]:
     attrs = dict(group.attrs)
-    found = (attrs.get("ome") or attrs).get("multiscales")
+    return dict(attrs.get("ome") or attrs)
+
+
+def _multiscales(group: Any) -> dict[str, Any] | None:
+    found = _attributes(group).get("multiscales")
     return dict(found[0]) if found else None
+
+
+def _largest_image(group: Any, path: Path) -> Any:
+    """Return the largest of numbered images (as bioformats2raw lays out) that is no label or macro; None for none.
+
+    The scan need not be the first: Leica's files begin with the macro image.
+    """
+    sides = _side_images(path / "OME" / "METADATA.ome.xml")
+    sizes: dict[str, int] = {}
+    for i in itertools.count():
+        if (key := str(i)) not in group:
+            break
+        scales = _multiscales(group[key]) if i not in sides else None
+        if scales and scales.get("datasets"):
+            sizes[key] = group[key][scales["datasets"][0]["path"]].size
+    return group[max(sizes, key=lambda k: sizes[k])] if sizes else None
+
+
+def _side_images(path: Path) -> set[int]:
+    """Return the indices of the images that an OME-XML file calls label, macro, overview or thumbnail."""
+    from xml.etree import ElementTree  # nosec: a file the user opens; expat refuses entity bombs since 2.4.1
+
+    try:
+        images = ElementTree.parse(path).getroot().findall("{*}Image")  # noqa: S314
+    except (OSError, ElementTree.ParseError):
+        return set()
+    return {i for i, image in enumerate(images) if side_name(image.get("Name", ""))}
+
+
+def _channel_names(group: Any) -> str:
+    """Return the labels of channels whose colours are said and are not red, green and blue, for a warning."""
+    channels = (_attributes(group).get("omero") or {}).get("channels") or []
+    colours = [str(c.get("color", "")).lstrip("#").upper() for c in channels]
+    if not all(colours) or colours in ([], ["FF0000", "00FF00", "0000FF"]):
+        return ""
+    return ", ".join(str(c.get("label") or colour) for c, colour in zip(channels, colours))
 
 
 def _segment(chunk: int) -> int:

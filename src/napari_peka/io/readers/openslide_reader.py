@@ -14,7 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from napari_peka.io.readers.base import WHITE, Claim, Pool, Reader, Refused, UInt8Array, over
+from napari_peka.io.readers.base import (
+    MAX_SEGMENT_BYTES,
+    WHITE,
+    Claim,
+    Pool,
+    Reader,
+    Refused,
+    UInt8Array,
+    Unsuitable,
+    over,
+)
 
 #: bytes of decoded tiles, shared by the handles of one slide
 _CACHE_BYTES = 64 << 20
@@ -27,6 +37,8 @@ class OpenSlideReader(Reader):
     ------
     Refused
         If OpenSlide is missing or does not know the file.
+    Unsuitable
+        If its tiles do not fit into memory.
     """
 
     name = "openslide"
@@ -63,6 +75,12 @@ class OpenSlideReader(Reader):
         self.level_shapes = [(int(h), int(w)) for w, h in slide.level_dimensions]
         self._downsamples = [float(d) for d in slide.level_downsamples]
         props = slide.properties
+        for i in range(len(self.level_shapes)):
+            h, w = (int(props.get(f"openslide.level[{i}].tile-{side}", 0)) for side in ("height", "width"))
+            if h * w * 4 > MAX_SEGMENT_BYTES:  # OpenSlide would ask for that memory, and end the process without it
+                raise Unsuitable(
+                    f"it claims tiles of {h:,} × {w:,} px; it is damaged, or must be saved with smaller ones"
+                )
         self.associated = tuple(slide.associated_images)
         colour = props.get("openslide.background-color", "")
         if re.fullmatch("[0-9A-Fa-f]{6}", colour):
@@ -80,8 +98,9 @@ class OpenSlideReader(Reader):
     def read(self, level: int, y: int, x: int, h: int, w: int) -> UInt8Array:
         """Return uint8 ``(h, w, 3)``."""
         d = self._downsamples[level]
-        # OpenSlide takes level-0 positions: the first one that falls into the level's pixel
-        at = (int(np.ceil(x * d - 1e-6)), int(np.ceil(y * d - 1e-6)))
+        # OpenSlide takes whole level-0 positions and interpolates between the level's pixels where they do not meet
+        # its grid (a level of 312 px below 2500): the nearest one errs by half a level-0 pixel at most
+        at = round(x * d), round(y * d)
         with self._pool.lend() as slide:
             pixels = np.asarray(slide.read_region(at, level, (w, h)))
         return over(pixels[..., :3], pixels[..., 3], self.background)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,6 @@ import numpy as np
 from napari_peka.io.readers import jpeg
 from napari_peka.io.readers.base import (
     MAX_SEGMENT_BYTES,
-    Claim,
     Pool,
     Refused,
     SegmentedReader,
@@ -25,17 +25,24 @@ from napari_peka.io.readers.base import (
     multichannel,
     over,
 )
-from napari_peka.io.readers.units import unit_um
+from napari_peka.io.readers.tiff_pages import claims_of, pyramid, split_sides
 
 #: photometric interpretations of the TIFF standard
 _MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _KNOWN = {_MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _CMYK, _YCBCR}
 #: compressions that are JPEG streams (old-style 6 has its tables elsewhere, NDPI's headers are made up)
 _JPEG = {7, 34892}
+#: Aperio's JPEG 2000 whose components are YCbCr, whatever the tag says
+_APERIO_YCC = 33003
+#: compressions whose decoders return RGB
+_OWN_COLOURS = {6, 7, 34892, 33007}
+#: JPEG 2000, WebP and JPEG XR: without a checksum, and their decoders pass a hole in silence
+_LENIENT = {33003, 33004, 33005, 34712, 34927, 50001, 22610, 34934}
+#: as many zeros in a row are no data of theirs, but a part of a file that was never written
+_HOLE = bytes(512)
 #: with a checksum, which imagecodecs verifies and libtiff (behind OpenSlide) measurably does not
 _CHECKED = {8, 32946, 50000}
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_SIDE = ("label", "macro", "thumbnail")
 #: height of the bands by which uncompressed images in one piece are read
 _BAND = 256
 
@@ -60,7 +67,8 @@ class TiffReader(SegmentedReader):
                 raise Refused("not a TIFF")
         import tifffile
 
-        self._pool: Pool[Any] = Pool(lambda: path.open("rb"))
+        self._identity = _identity(path.stat())
+        self._pool: Pool[Any] = Pool(self._open)
         self._usual: dict[int, int | None] = {}
         self._usual_lock = threading.Lock()
         try:
@@ -72,33 +80,33 @@ class TiffReader(SegmentedReader):
             raise Refused(f"{type(e).__name__}: {e}") from e
 
     def _describe(self, tif: Any) -> None:
-        series = [s for s in tif.series if s.keyframe is not None and min(s.keyframe.shape[:2]) > 0]
-        side = {s.name.lower(): s for s in series if s.name and s.name.lower() in _SIDE}
-        rest = [s for s in series if s not in side.values()]
-        if not rest:
+        series = [s for s in tif.series if (k := s.keyframe) is not None and min(k.imagelength, k.imagewidth) > 0]
+        scans, sides = split_sides(series)
+        if not scans:
             size = self.path.stat().st_size
             if (start := _first_directory(self.path)) >= size:
                 raise Truncated(
                     f"it is truncated: {size:,} bytes long where its contents begin at {start:,}; copy it again"
                 )
             raise Refused("it holds no image")
-        base = max(rest, key=lambda s: s.keyframe.imagelength * s.keyframe.imagewidth)
+        base = max(scans, key=lambda s: s.keyframe.imagelength * s.keyframe.imagewidth)
         self._check_axes(base)
         pages = [level.pages[0] for level in base.levels]
-        # some writers put the levels on pages of their own, unflagged
-        others = [s.pages[0] for s in rest if s is not base] if len(pages) == 1 and not tif.is_ome else []
-        self._pages = _pyramid(pages + others)
-        self._side = {name: s.pages[0] for name, s in side.items()}
+        if elsewhere := sorted({str(p.parent.filehandle.name) for p in pages if p.parent is not tif}):
+            raise Unsuitable(f"its pixels are in another file, {', '.join(elsewhere)}; save it as one file")
+        others = [s.pages[0] for s in scans if s is not base] if len(pages) == 1 and not tif.is_ome else []
+        self._pages = pyramid(pages, others)
+        self._side = {name: s.pages[0] for name, s in sides.items()}
         self.associated = tuple(self._side)
         self.vendor = next(
             (v for v in ("svs", "ndpi", "scn", "bif", "philips", "ome", "qpi") if getattr(tif, f"is_{v}", False)),
             "tiff",
         )
         self.level_shapes = [(int(p.imagelength), int(p.imagewidth)) for p in self._pages]
-        self.surest = int(self._pages[0].keyframe.compression) in _CHECKED
+        self.surest = int(self._pages[0].keyframe.compression) in _CHECKED | _LENIENT
         self._check_pages(self.path.stat().st_size)
         self.grids = [self._grid(p) for p in self._pages]
-        self.claims = _claims(tif, self._pages[0], tif.series.index(base))
+        self.claims = claims_of(tif, self._pages[0], tif.series.index(base))
 
     def _check_axes(self, series: Any) -> None:
         level = series.levels[0]
@@ -120,12 +128,28 @@ class TiffReader(SegmentedReader):
         page = self._pages[0].keyframe
         if page.dtype is None:
             raise Unsuitable(f"its pixels have {page.bitspersample} bits, which no reader here knows")
-        check_type(page.dtype, self.warnings)
+        if not isinstance(page.bitspersample, int):
+            raise Unsuitable(f"its samples have {page.bitspersample} bits, not the same for each; export it as RGB")
+        check_type(page.dtype, self.warnings, page.bitspersample)
+        if (
+            page.photometric == _YCBCR
+            and page.compression not in _OWN_COLOURS
+            and page.subsampling not in (None, (1, 1))
+        ):
+            raise Refused("YCbCr with subsampled colours outside of JPEG cannot be read")
+        if (tag := page.tags.get("Orientation")) and tag.value != 1:
+            self.warnings.append("it says that it should be turned (TIFF orientation); it is read as stored")
         for p in self._pages:
             end = max((o + n for o, n in zip(p.dataoffsets, p.databytecounts)), default=0)
             if end > size:
                 raise Truncated(f"it is truncated: {size:,} bytes long where its contents need {end:,}; copy it again")
             k = p.keyframe
+            need = math.prod(-(-n // step) for n, step in zip((k.imagelength, k.imagewidth), self._grid(p)))
+            need *= k.samplesperpixel if k.planarconfig == 2 else 1
+            if not p.is_contiguous and (have := min(len(p.dataoffsets), len(p.databytecounts))) < need:
+                raise Unsuitable(
+                    f"its table of contents is damaged: it names {have:,} of {need:,} parts; copy it again"
+                )
             # tifffile looks these up in the file when they are first asked for; it is closed by then
             _ = k.decode, k.jpegheader, p.jpegtables, k.is_jfif if k.compression in _JPEG else None, k.colormap
             segment = math.prod(k.chunks) * k.dtype.itemsize
@@ -172,6 +196,14 @@ class TiffReader(SegmentedReader):
         data = self._bytes(page.dataoffsets[0] + start * stride, n * stride)
         return np.frombuffer(data, dtype).astype(k.dtype).reshape(n, k.imagewidth, k.samplesperpixel)
 
+    def _open(self) -> Any:
+        f = self.path.open("rb")
+        # where its parts lie was read when the slide was opened, and means nothing in another file of that name
+        if _identity(os.fstat(f.fileno())) != self._identity:
+            f.close()
+            raise OSError("the file was replaced after it was opened; open it again")
+        return f
+
     def _bytes(self, offset: int, n: int) -> bytes:
         with self._pool.lend() as f:
             f.seek(offset)
@@ -187,6 +219,8 @@ class TiffReader(SegmentedReader):
         if n == 0:
             return None
         data = self._bytes(page.dataoffsets[index], n)
+        if k.compression in _LENIENT and _HOLE in data:
+            raise ValueError("its data have a hole of zeros")
         tables = page.jpegtables
         if k.compression in _JPEG and k.jpegheader is None:
             jpeg.check_structure(data)
@@ -223,7 +257,7 @@ class TiffReader(SegmentedReader):
         if k.photometric == _PALETTE:
             table = eight_bit(np.asarray(k.colormap, np.uint16))
             return np.ascontiguousarray(table[:, pixels[..., 0]].transpose(1, 2, 0))
-        pixels = eight_bit(pixels)
+        pixels = eight_bit(pixels, k.bitspersample)
         colours = {_RGB: 3, _YCBCR: 3, _CMYK: 4}.get(int(k.photometric), 1)
         alpha_kind = int(k.extrasamples[0]) if k.extrasamples else 0  # 1 premultiplied, 2 straight, 0 unsaid
         front = pixels[..., :colours]
@@ -231,7 +265,11 @@ class TiffReader(SegmentedReader):
             front = 255 - front
         if colours == 1:
             front = np.repeat(front, 3, axis=2)
-        elif k.photometric == _CMYK or (k.photometric == _YCBCR and k.compression not in (6, 7, 34892, 33003, 33007)):
+        elif (
+            k.photometric == _CMYK
+            or k.compression == _APERIO_YCC
+            or (k.photometric == _YCBCR and k.compression not in _OWN_COLOURS)
+        ):
             from PIL import Image
 
             mode = "CMYK" if k.photometric == _CMYK else "YCbCr"
@@ -251,14 +289,17 @@ class TiffReader(SegmentedReader):
         return self._colours(pixels if pixels.ndim == 3 else pixels[..., None], page.keyframe)
 
     def fresh(self) -> None:
-        """Reopen the file and forget decoded segments."""
-        super().fresh()
+        """Reopen the file."""
         self._pool.clear()
 
     def close(self) -> None:
-        """Close all handles."""
+        """Close all handles and forget decoded segments."""
+        super().close()
         self._pool.close()
-        self.cache.clear()
+
+
+def _identity(stat: os.stat_result) -> tuple[int, int, int]:
+    return stat.st_dev, stat.st_ino, stat.st_size
 
 
 def _first_directory(path: Path) -> int:
@@ -268,56 +309,3 @@ def _first_directory(path: Path) -> int:
     order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
     classic = 42 in head[2:4]
     return int.from_bytes(head[4:8] if classic else head[8:16], order)
-
-
-def _pyramid(pages: list[Any]) -> list[Any]:
-    """Return the pages that are one image at falling sizes, finest first."""
-    first = pages[0]
-    h0, w0, k0 = first.imagelength, first.imagewidth, first.keyframe
-    levels = [first]
-    for p in sorted(pages[1:], key=lambda p: -p.imagewidth):
-        k, last = p.keyframe, levels[-1]
-        alike = (k.samplesperpixel, k.photometric, k.dtype) == (k0.samplesperpixel, k0.photometric, k0.dtype)
-        same_view = abs(p.imagelength - h0 * p.imagewidth / w0) <= 2
-        if alike and same_view and p.imagewidth * 1.4 < last.imagewidth and p.imagelength < last.imagelength:
-            levels.append(p)
-    return levels
-
-
-def _claims(tif: Any, page: Any, index: int) -> list[Claim]:
-    claims = []
-    if tif.is_ome and (claim := _ome_claim(tif.ome_metadata, index)):
-        claims.append(claim)
-    if tif.is_svs:
-        from re import search
-
-        if hit := search(r"MPP\s*=\s*([0-9.]+)", page.description or ""):
-            claims.append(Claim((float(hit[1]), float(hit[1])), "aperio description"))
-    per_um = {2: 25_400.0, 3: 10_000.0}.get(int(page.keyframe.resolutionunit or 1))  # 1: no unit, so no meaning
-    tags = [page.keyframe.tags.get(n) for n in ("YResolution", "XResolution")]
-    if per_um and all(tags):
-        values = [t.value[0] / t.value[1] if t.value[1] else 0.0 for t in tags]
-        if min(values) > 0:
-            claims.append(Claim((per_um / values[0], per_um / values[1]), "tiff resolution tag"))
-    return claims
-
-
-def _ome_claim(xml: str, index: int) -> Claim | None:
-    from xml.etree import ElementTree  # nosec: a file the user opens; expat refuses entity bombs since 2.4.1
-
-    try:
-        root = ElementTree.fromstring(xml)  # noqa: S314
-    except ElementTree.ParseError:
-        return None
-    pixels = root.findall(".//{*}Image/{*}Pixels")
-    if index >= len(pixels):
-        return None
-    sizes = []
-    for axis in "YX":
-        size = pixels[index].get(f"PhysicalSize{axis}")
-        um = unit_um(pixels[index].get(f"PhysicalSize{axis}Unit", "µm"))
-        try:
-            sizes.append(float(size or "") * (um or math.nan))
-        except ValueError:
-            return None
-    return None if any(map(math.isnan, sizes)) else Claim((sizes[0], sizes[1]), "ome-xml")
