@@ -11,6 +11,7 @@ otherwise.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -108,6 +109,10 @@ def install(extras: str) -> None:
             sys.exit(
                 "error: this Python cannot make virtual environments; on Debian: sudo apt-get install -y python3-venv"
             )
+    stamp = VENV / f"installed-{extras.replace(',', '-')}"
+    mark = hashlib.sha256((HERE / "pyproject.toml").read_bytes() + sys.version.encode()).hexdigest()
+    if stamp.exists() and stamp.read_text("utf-8") == mark:
+        return
     wanted = [f"{HERE}[{extras}]"]
     if sys.platform == "linux" and not shutil.which("nvidia-smi"):
         wanted.insert(0, TORCH)
@@ -125,6 +130,7 @@ def install(extras: str) -> None:
     print("Installing (some minutes the first time)", flush=True)
     if run(command):
         sys.exit("error: the installation failed; what pip said stands above")
+    stamp.write_text(mark, "utf-8")  # the next call needs neither pip nor a network
 
 
 def run(command: list[str], env: dict[str, str] | None = None, quiet: bool = False) -> int:

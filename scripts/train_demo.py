@@ -72,7 +72,7 @@ def main() -> None:
         "n_components": k,
         "alpha": alpha,
     }
-    split = f"section {args.hold_out} left out, same patient"
+    split = f"one breast tumour (her2st, patient C), its section {args.hold_out} left out"
     card, p = encoder_card(ENCODER), spec_of(ENCODER)
     spec = BundleSpec(
         schema=1,

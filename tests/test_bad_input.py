@@ -279,7 +279,7 @@ TABLE: dict[str, tuple[Callable[[Case], None], int, tuple[str, ...]]] = {
     # resolution
     "mpp missing": (image_slide("a.tif", tissue, None), 2, ("a.tif", "µm per pixel", "--mpp")),
     "mpp absurd in the file": (image_slide("a.tif", tissue, 900.0), 2, ("a.tif", "900", "--mpp")),
-    "mpp of zero": (slide_mpp(0.0), 2, ("0.01", "100", "got 0")),
+    "mpp of zero": (slide_mpp(0.0), 2, ("0.05", "9", "got 0")),
     "mpp below zero": (slide_mpp(-0.5), 2, ("got -0.5",)),
     "mpp absurd": (slide_mpp(5000.0), 2, ("got 5000", "20×")),
     "mpp not a number": (slide_mpp(float("nan")), 2, ("got nan",)),

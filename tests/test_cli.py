@@ -339,6 +339,10 @@ def test_the_real_demo_runs_offline_in_a_process_of_its_own(tmp_path):
     assert (tmp_path / "napari-peka-demo" / "cmu_small_region.ERBB2.png").stat().st_size > 100_000
 
 
+def test_the_version(run):
+    assert run("--version")[0].startswith("napari-peka ")
+
+
 def test_models_lists_and_shows(run, bundle_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("NAPARI_PEKA_MODELS", str(tmp_path))
     shutil.copytree(bundle_folder, tmp_path / "mine")

@@ -477,6 +477,44 @@ def test_unreadable_tiles_are_shown_on_demand(viewer, qtbot, sample, tiny_model)
     assert list(viewer.layers) == [heat]
 
 
+def test_a_finer_map(viewer, predict, qtbot):
+    predict.detail.setCurrentIndex(predict.detail.findData(2))
+    press(qtbot, predict)
+    wait_for(qtbot, lambda: not predict.panel.running)
+    assert predict.panel.error.isHidden(), predict.panel.error.text()
+    assert layers.prediction_of(the_map(viewer)).tiles.spec.stride_px == 32
+    assert viewer.layers.selection.active is predict.slide.layer(), "shapes drawn next take the slide's scale"
+
+
+def test_a_slide_opened_later_lies_below_the_map(viewer, predict, qtbot, sample, tmp_path):
+    press(qtbot, predict)
+    wait_for(qtbot, lambda: not predict.panel.running)
+    predict.open_slide(sample)
+    assert layers.prediction_of(viewer.layers[-1]) is not None
+    assert predict.slide.layer() is viewer.layers[0]
+
+
+def test_a_search_begins_at_the_best_gene(viewer, qtbot, tmp_path, sample):
+    import napari_peka as peka
+
+    with peka.open_slide(sample) as slide:
+        tiles = peka.plan_tiles(slide, peka.load_model("demo"))
+    head = peka.load_model("demo").head
+    prediction = peka.Prediction(
+        tiles, np.zeros((len(tiles), head.n_dims), np.float16), head, np.ones(len(tiles), bool)
+    )
+    data, settings, _ = layers.heatmap_layer(prediction, head.genes[1500])
+    viewer.add_image(data, **settings)
+    dock = ExploreWidget(viewer)
+    qtbot.addWidget(dock)
+    dock.resize(340, 500)
+    dock.show()
+    qtbot.keyClicks(dock.search, "c")
+    assert dock.shown.rowCount() > 100
+    assert dock.table.rowAt(0) == 0
+    assert dock.table.height() >= 180
+
+
 def test_maps_of_two_slides_are_told_apart(viewer, qtbot, tiny_model, sample, tissue_tiff):
     from napari_peka.io.slide import open_slide
     from napari_peka.workflows import predict as run

@@ -53,6 +53,11 @@ def test_what_is_not_there_is_said(name):
     assert "3 genes" in str(e.value)
 
 
+def test_a_model_without_ensembl_ids_says_so():
+    with pytest.raises(UnknownName, match="has no Ensembl ids"):
+        head(gene_ids=()).index("ENSG00000141736")
+
+
 @pytest.mark.parametrize(
     "kwargs",
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,15 @@ import pytest
 import shapely
 
 import napari_peka as peka
-from napari_peka.core.errors import NoTissue, OutputMismatch, RegionError, StoreError, Undecodable, UnknownName
+from napari_peka.core.errors import (
+    NoTissue,
+    OutputMismatch,
+    RegionError,
+    SettingError,
+    StoreError,
+    Undecodable,
+    UnknownName,
+)
 from napari_peka.core.progress import Cancelled, JobProgress
 
 CONFIG = peka.PredictConfig(device="cpu", precision="fp32", batch_size=8)
@@ -76,6 +85,29 @@ def test_to_anndata_holds_the_asked_genes(whole):
     np.testing.assert_allclose(adata.X[:, 1], whole.values("ERBB2"), atol=1e-5)
 
 
+def test_what_differs_is_said_without_hashes(whole, slide, tiny_model):
+    other = CONFIG.model_copy(update={"stride_px": 32})
+    with pytest.raises(OutputMismatch) as e:
+        peka.predict(slide, tiny_model, output=whole.path, config=other)
+    assert "stride_px None, now 32" in str(e.value)
+    assert "--overwrite" in str(e.value)
+    assert not re.search(r"[0-9a-f]{12}", str(e.value).replace(str(whole.path), ""))
+
+
+def test_names_in_place_of_things_are_said(slide, tiny_model):
+    with pytest.raises(SettingError, match="open_slide"):
+        peka.predict("case.svs", tiny_model)
+    with pytest.raises(SettingError, match="load_model"):
+        peka.predict(slide, "demo")
+
+
+def test_a_prediction_is_a_line_and_says_where_its_trust_comes_from(whole):
+    assert len(repr(whole)) < 200 + len(str(whole.path))
+    assert "5 genes" in repr(whole)
+    assert whole.pcc_split == "none: random weights"
+    assert peka.read_prediction(whole.path).pcc_split == whole.pcc_split
+
+
 def test_an_unknown_gene_offers_near_names(whole):
     with pytest.raises(UnknownName, match="did you mean ERBB2"):
         whole.values("ERB2")
@@ -122,7 +154,7 @@ def test_another_setting_never_mixes(slide, tiny_model, tmp_path):
         peka.predict(slide, tiny_model, output=out, region=region, config=CONFIG)
     done = peka.predict(slide, tiny_model, output=out, region=region, config=CONFIG, overwrite=True)
     assert done.record["run"]["resumed_tiles"] == 0
-    with pytest.raises(OutputMismatch, match="belongs to another run"):
+    with pytest.raises(OutputMismatch, match="with another region or tissue"):
         peka.predict(slide, tiny_model, output=out, config=CONFIG)
 
 

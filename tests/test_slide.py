@@ -167,9 +167,19 @@ def test_override(tmp_path: Path) -> None:
         assert slide.mpp == (0.3, 0.25)
         assert slide.info()["mpp_source"] == "given"
         assert slide.read_block(Rect(0, 0, 100, 100), 0.5).shape == (60, 50, 3)
-    for bad in (0, -1, 0.001, 500, float("nan"), (1, 2, 3), "x"):
+    for bad in (0, -1, 0.001, 10, 20, 40, 500, float("nan"), (1, 2, 3), "x"):
         with pytest.raises(SettingError, match="mpp must"):
             open_slide(tmp_path / "p.tif", mpp=bad)  # type: ignore[arg-type]
+
+
+def test_a_resolution_given_against_the_file_or_all_sense_is_warned_of(tmp_path: Path) -> None:
+    write_pyramid(tmp_path / "p.tif", picture(), subifds=True, compression="deflate", **HALF_UM)
+    for mpp, words in ((0.25, "the file says 0.5"), ((0.5, 0.6), "the file says 0.5"), (3.0, "which no scan")):
+        with open_slide(tmp_path / "p.tif", mpp=mpp) as slide:
+            assert any(words in w for w in slide.info()["warnings"]), mpp
+    for mpp in (None, 0.5, 0.51):
+        with open_slide(tmp_path / "p.tif", mpp=mpp) as slide:
+            assert not slide.info()["warnings"]
 
 
 # -- life --------------------------------------------------------------------------------------------------------

@@ -33,6 +33,13 @@ def no_hub(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
 
 
+def test_an_encoder_is_no_model_and_that_is_said():
+    from napari_peka.models.zoo import load_model
+
+    with pytest.raises(UnknownName, match="UNI is an encoder"):
+        load_model("UNI")
+
+
 def test_the_demo_is_always_there(models):
     model = load_model("demo")
     assert model.name == "demo"

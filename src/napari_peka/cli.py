@@ -61,6 +61,23 @@ _MACHINE = (StoreError, DeviceError, EncoderUnavailable)
 _NOT_IN_NAMES = re.compile(r'[\x00-\x1f<>:"/\\|?*%]')
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"napari-peka {version('napari-peka')}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     _plain_streams()
@@ -206,7 +223,12 @@ def predict(
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     batch_size: Annotated[int | None, typer.Option(help="Tiles a forward pass.")] = None,
-    stride_px: Annotated[int | None, typer.Option(help="Distance of tiles in px at the model's mpp.")] = None,
+    stride_px: Annotated[
+        int | None,
+        typer.Option(
+            help="Distance of tiles in px at the model's mpp; a tile's side by default, half of it is twice as fine."
+        ),
+    ] = None,
     min_tissue: Annotated[float, typer.Option(help="Least share of a tile that must be tissue.")] = 0.25,
     find_tissue: Annotated[
         bool, typer.Option(help="Only tiles on tissue, or every tile of the region or slide.")

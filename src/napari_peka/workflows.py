@@ -66,6 +66,7 @@ def plan_tiles(
         If the region lies outside the slide.
     """
     config = config or PredictConfig()
+    _check_kinds(slide, model)
     mpp = slide.mpp
     if region is not None:
         region = check_region(region, slide.shape)
@@ -149,6 +150,7 @@ def predict(
             return done
     path = result_path(output)
     config = config or PredictConfig()
+    _check_kinds(slide, model)
     forward = forward or load_forward(model, config)
     if forward.digest != model.embedding_digest:
         raise SettingError(f"the encoder that was given to predict is not that of the model {model.name}")
@@ -227,6 +229,12 @@ def load_forward(model: Model, config: PredictConfig | None = None) -> Forward:
     return Forward(lambda: build_student(model), device, dtype, config.batch_size, model.embedding_digest)
 
 
+def _check_kinds(slide: object, model: object) -> None:
+    for value, opener in ((slide, "open_slide"), (model, "load_model")):
+        if isinstance(value, (str, os.PathLike)):
+            raise SettingError(f"{os.fspath(value)!r} is a name; open it first: napari_peka.{opener}({str(value)!r})")
+
+
 def _embed(
     slide: Slide, tiles: TileTable, forward: Forward, schedule: Schedule, keep: OnBlock, config: PredictConfig,
     progress: Progress,
@@ -280,7 +288,13 @@ def _record(slide: Slide, model: Model, tiles: TileTable, config: PredictConfig,
         },
         "mpp": list(tiles.slide_mpp),
         "mpp_source": resolution.source if resolution else "given",
-        "model": {"name": model.name, "digest": model.digest, "embedding_digest": model.embedding_digest},
+        "model": {
+            "name": model.name,
+            "digest": model.digest,
+            "embedding_digest": model.embedding_digest,
+            "description": model.spec.description,
+            "pcc_split": model.spec.head.pcc_split,
+        },
         "encoder": model.spec.encoder.name,
         "unit": model.head.unit,
         "tile_spec": spec,

@@ -82,6 +82,8 @@ class GeneHead:
         for key in (name, name.casefold()):
             if key in self._index:
                 return self._index[key]
+        if name.upper().startswith("ENSG") and not any(self.gene_ids):
+            raise UnknownName(f"the model has no Ensembl ids, so it does not know {gene!r}; give a gene symbol")
         raise UnknownName(
             f"the model does not know the gene {gene!r} (it predicts {len(self.genes)} genes)"
             + near_names(gene.strip(), self.genes)

@@ -30,6 +30,8 @@ from napari_peka.io.figure import trust_text
 
 #: ms to wait for the next key before a gene is computed: held arrow keys move the row, not the map
 SETTLE_MS = 60
+#: px; seven rows, also where another dock takes the height
+TABLE_HEIGHT = 180
 GENE, PCC, TRUST = range(3)
 _TITLES = ("Gene", "PCC", "Trust")
 _TIPS = (
@@ -270,6 +272,7 @@ class ExploreWidget(QWidget):
     def _search(self, text: str) -> None:
         self._fail(None)
         self.shown.search(text)
+        self.table.scrollToTop()
         if not self.shown.rowCount() and self._head is not None:
             try:
                 self._head.index(text)
@@ -305,8 +308,15 @@ class ExploreWidget(QWidget):
         low, high = layers.colours_of(self.map.layer())
         self.about.setText(
             f"<b>{head.genes[row]}</b>{gene_id}<br>{head.unit}, predicted; {trust_text(self.genes.pcc(row))}<br>"
+            f"{self._split()}"
             f"colours from {low:.3g} to {high:.3g}"
         )
+
+    def _split(self) -> str:
+        """Return on what the trust was measured: good on one tissue says little of another."""
+        prediction = layers.prediction_of(self.map.layer())
+        split = prediction.pcc_split if prediction is not None else ""
+        return f"PCC: {split}<br>" if split else ""
 
     def _fail(self, error: BaseException | None) -> None:
         self.error.setText("" if error is None else sentence(error))
@@ -339,6 +349,7 @@ def _word(pcc: float | None) -> str:
 def _table(model: GeneFilter) -> QTableView:
     table = QTableView()
     table.setModel(model)
+    table.setMinimumHeight(TABLE_HEIGHT)
     table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
     table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
     table.setSortingEnabled(True)

@@ -35,7 +35,10 @@ from napari_peka.gui.choosers import (
 )
 from napari_peka.gui.run_panel import RunPanel, run_summary
 from napari_peka.io.sample import ASSETS
+from napari_peka.io.slide import ALLOWED_MPP
 
+#: how many tiles lie side by side where without overlap one would
+DETAIL = {"a value a tile": 1, "twice as fine (4 × the work)": 2, "four times as fine (16 ×)": 4}
 _ASK_MPP = "fill in the µm per pixel (20× is about 0.5, 40× about 0.25)"
 
 
@@ -71,7 +74,7 @@ class PredictWidget(QWidget):
         self.about = Text()
         self.mpp = QDoubleSpinBox()
         self.mpp.setDecimals(4)
-        self.mpp.setRange(0, 100)
+        self.mpp.setRange(0, ALLOWED_MPP[1])
         self.mpp.setSingleStep(0.05)
         self.mpp.setToolTip("µm per pixel at full resolution; the file does not say it")
         self.model = ModelChooser()
@@ -80,6 +83,10 @@ class PredictWidget(QWidget):
         self.tissue = QCheckBox("only where tissue is found")
         self.tissue.setToolTip("Off: every tile of the region counts, for tissue too pale or too odd to be found")
         self.tissue.setChecked(True)
+        self.detail = slim(QComboBox())
+        for text, parts in DETAIL.items():
+            self.detail.addItem(text, parts)
+        self.detail.setToolTip("Distance of the tiles; finer maps have overlapping tiles and take longer")
         self.device = slim(QComboBox())
         self.device.setEditable(True)
         self.device.addItems(["auto", "cpu", "cuda", "mps"])
@@ -108,6 +115,7 @@ class PredictWidget(QWidget):
         form.addRow("Model", self.model)
         form.addRow("Region", self.region)
         form.addRow("", self.tissue)
+        form.addRow("Detail", self.detail)
         form.addRow("Device", self.device)
         form.addRow("Output", self.output)
         form.addRow("", self.note)
@@ -163,7 +171,9 @@ class PredictWidget(QWidget):
         except PekaError as e:
             self.panel.fail(e)
             return
-        self.slide.choose(self.viewer.add_image(data, **settings))
+        layer = self.viewer.add_image(data, **settings)
+        self.viewer.layers.move(len(self.viewer.layers) - 1, 0)  # below maps that are there already
+        self.slide.choose(layer)
         self.viewer.reset_view()  # napari looks at the first layer only, and this one may lie elsewhere
 
     # -- the job -------------------------------------------------------------------------------------------------
@@ -200,7 +210,11 @@ class PredictWidget(QWidget):
     ) -> Callable[[JobProgress], Any]:
         """Return the work for the thread; it touches nothing of Qt or napari but the two queues."""
         name, replace = self.model.model(), self.replace.isChecked()
-        settings = {"device": self.device.currentText().strip(), "find_tissue": self.tissue.isChecked()}
+        parts = self.detail.currentData()
+        settings: dict[str, Any] = {
+            "device": self.device.currentText().strip(),
+            "find_tissue": self.tissue.isChecked(),
+        }
         layer = self._slide_layer
         view = layers.visible_rect(self.viewer, layer)
 
@@ -216,6 +230,8 @@ class PredictWidget(QWidget):
             from napari_peka.workflows import predict
 
             model = load_model(name)
+            if parts > 1:
+                settings["stride_px"] = max(1, model.tile_spec().size_px // parts)
             if slide is None:
                 opened = open_slide(path, mpp=mpp)
                 self._news.append(lambda: self._adopt(layer, opened, shapes))
@@ -261,6 +277,9 @@ class PredictWidget(QWidget):
         self._map = self.viewer.add_image(data, **settings)
         layers.set_output(self._map, output)
         layers.show_colour_bar(self._map)
+        # shapes drawn next take the scale of the selected layer: the slide's, not that of the map's coarse pixels
+        if self._slide_layer in self.viewer.layers:
+            self.viewer.layers.selection.active = self._slide_layer
         self._schedule = schedule
 
     def _succeeded(self, prediction: Any) -> None:

@@ -182,6 +182,8 @@ def _footer(prediction: Prediction) -> str:
     step = spec.stride * spec.mpp
     every = f" every {step:.0f} µm" if spec.stride != spec.size_px else ""
     parts = [RESEARCH_USE, f"{f'Model {model}, t' if model else 'T'}iles of {spec.size_um:.0f} µm{every}."]
+    if prediction.pcc_split and prediction.head.pcc is not None:
+        parts.append(f"PCC: {prediction.pcc_split}.")
     if bad := prediction.n_unreadable:
         parts.append(f"{bad} of {len(prediction.tiles)} tiles could not be read.")
     return "  ".join(parts)

@@ -116,6 +116,11 @@ def check_region(region: Any, shape: tuple[int, int]) -> Any:
     import shapely
 
     whole = _mended(region, "the region")
+    if whole.area < 1:
+        raise RegionError(
+            f"the region covers {whole.area:.2g} of a pixel; its coordinates must be level-0 pixels of the slide, not "
+            "shares of it"
+        )
     h, w = shape
     inside = _polygonal(shapely.intersection(whole, shapely.box(0, 0, w, h)))
     if inside.is_empty:

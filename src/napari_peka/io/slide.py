@@ -26,8 +26,8 @@ from napari_peka.io.resample import Source, filled, in_parts, resample
 
 #: µm per pixel that a microscope's scan can have
 PLAUSIBLE_MPP = (0.1, 2.0)
-#: µm per pixel that a person may give
-ALLOWED_MPP = (0.01, 100.0)
+#: µm per pixel that a person may give: an overview has a few; 10 and more are a magnification taken for it
+ALLOWED_MPP = (0.05, 9.0)
 #: y and x may differ by this share
 _ANISOTROPY = 0.05
 #: pixels of an overview that are given up together when a part of the slide cannot be decoded
@@ -351,7 +351,7 @@ def _checked_mpp(mpp: float | tuple[float, float] | None) -> tuple[float, float]
     if not (ALLOWED_MPP[0] <= y <= ALLOWED_MPP[1] and ALLOWED_MPP[0] <= x <= ALLOWED_MPP[1]):
         raise SettingError(
             f"mpp must lie between {ALLOWED_MPP[0]:g} and {ALLOWED_MPP[1]:g} µm per pixel, got {mpp!r}; "
-            "20× is about 0.5, 40× about 0.25"
+            "not the magnification is meant: 20× is about 0.5, 40× about 0.25"
         )
     return y, x
 
@@ -369,7 +369,8 @@ def _doubt(claim: Claim) -> str | None:
 
 def _resolve(override: tuple[float, float] | None, claims: list[Claim]) -> tuple[Resolution | None, list[str]]:
     if override is not None:
-        return Resolution(override, "given"), []
+        given = Resolution(override, "given")
+        return given, [text for text in (_contradicted(override, claims), _unusual(override)) if text]
     doubts: list[str] = []
     for claim in claims:
         doubt = _doubt(claim)
@@ -377,6 +378,28 @@ def _resolve(override: tuple[float, float] | None, claims: list[Claim]) -> tuple
             return Resolution(claim.mpp, claim.source), list(dict.fromkeys(doubts))
         doubts.append(f"it {doubt}: not believed")
     return None, list(dict.fromkeys(doubts))
+
+
+def _contradicted(given: tuple[float, float], claims: list[Claim]) -> str | None:
+    """Return a warning when the file credibly says another resolution than the one that was given."""
+    claim = next((c for c in claims if _doubt(c) is None), None)
+    if claim is None or all(abs(g - c) <= _ANISOTROPY * c for g, c in zip(given, claim.mpp)):
+        return None
+    return (
+        f"{_pair(given)} µm/px were given, but the file says {_pair(claim.mpp)} ({claim.source}); "
+        "with a wrong one the map is wrong"
+    )
+
+
+def _unusual(given: tuple[float, float]) -> str | None:
+    if all(PLAUSIBLE_MPP[0] <= v <= PLAUSIBLE_MPP[1] for v in given):
+        return None
+    return f"{_pair(given)} µm/px were given, which no scan of a slide has ({PLAUSIBLE_MPP[0]}-{PLAUSIBLE_MPP[1]})"
+
+
+def _pair(mpp: tuple[float, float]) -> str:
+    y, x = (f"{v:.4g}" for v in mpp)
+    return y if y == x else f"{y} × {x} (y, x)"
 
 
 def _factors(base: tuple[int, int], level: tuple[int, int]) -> tuple[float, float]:

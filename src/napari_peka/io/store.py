@@ -28,11 +28,13 @@ RUN_FILE = "run.json"
 EMBEDDINGS = "X_peka"
 WEIGHTS = "peka_weights"
 RESEARCH_USE = "Research use only. Not for diagnosis."
+#: a longer value in a run's identity is a hash
+_READABLE = 40
 #: rows of a zarr chunk of embeddings: 4096 x 384 float16 is 3 MB, a good read over a network too
 CHUNK_ROWS = 4096
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Prediction:
     """A predicted map: tiles, their embeddings, and the head that turns these into any gene.
 
@@ -58,6 +60,15 @@ class Prediction:
     read_ok: npt.NDArray[np.bool_]
     record: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
+
+    def __repr__(self) -> str:
+        where = f", {self.path}" if self.path else ""
+        return f"<Prediction of {len(self.genes)} genes ({self.unit}) on {len(self.tiles)} tiles{where}>"
+
+    @property
+    def pcc_split(self) -> str:
+        """On what the genes' held-out correlations were measured, in words; empty when nobody says."""
+        return str(self.record.get("model", {}).get("pcc_split", ""))
 
     @property
     def genes(self) -> tuple[str, ...]:
@@ -363,14 +374,17 @@ def _identity_of_result(path: Path) -> dict[str, Any]:
 def _same_or_raise(before: dict[str, Any], now: dict[str, Any], where: Path) -> None:
     names = [k for k in now if before.get(k) != now[k]]
     if names:
-        k = names[0]
-        more = f" (and {', '.join(names[1:])})" if len(names) > 1 else ""
+        what = " and ".join(_differs(k, before.get(k), now[k]) for k in names)
         raise OutputMismatch(
-            f"{where} belongs to another run: its {k} is {_short(before.get(k))}, now it is {_short(now[k])}{more}; "
-            "choose another output, or overwrite it"
+            f"{where} belongs to another run: {what}; choose another output, or overwrite it (--overwrite)"
         )
 
 
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:12] + "…"
+def _differs(name: str, before: object, now: object) -> str:
+    """Return in words what two runs differ in; a hash says nothing to a person."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        parts = [f"{k} {before.get(k)}, now {v}" for k, v in now.items() if before.get(k) != v]
+        return f"its {name} was {'; '.join(parts)}"
+    if len(str(now)) > _READABLE:
+        return f"it was made with another {name}"
+    return f"its {name} was {before}, now {now}"

@@ -47,6 +47,11 @@ def load_model(name: str | Path, *, offline: bool = False) -> Model:
         return read_bundle(path)  # a folder, and no bundle: the error says what is missing
     if isinstance(name, str) and text.count("/") == 1 and not text.startswith((".", "/", "~")):
         return read_bundle(_from_hub(text, offline))
+    if text.casefold() in {n.casefold() for n in ENCODERS}:
+        raise UnknownName(
+            f"{text} is an encoder, which turns tiles into numbers; to predict genes a model is needed that was "
+            "trained on it: the path of a bundle, or demo"
+        )
     raise UnknownName(
         f"there is no model {text!r}: neither a path nor a bundle in {models_folder()}"
         + near_names(text, [DEMO, *local])
