@@ -110,7 +110,7 @@ def install(extras: str) -> None:
                 "error: this Python cannot make virtual environments; on Debian: sudo apt-get install -y python3-venv"
             )
     stamp = VENV / f"installed-{extras.replace(',', '-')}"
-    mark = hashlib.sha256((HERE / "pyproject.toml").read_bytes() + sys.version.encode()).hexdigest()
+    mark = hashlib.sha256((HERE / "pyproject.toml").read_bytes() + f"{HERE} {sys.version}".encode()).hexdigest()
     if stamp.exists() and stamp.read_text("utf-8") == mark:
         return
     wanted = [f"{HERE}[{extras}]"]
