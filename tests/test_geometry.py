@@ -12,7 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from napari_peka.core.errors import SettingError
-from napari_peka.core.geometry import BLOCK_SIDE, BLOCK_TILES, Block, Raster, Rect, TileSpec, TileTable
+from napari_peka.core.geometry import BLOCK_SIDE, BLOCK_TILES, Block, Rect, TileSpec, TileTable
+from napari_peka.core.raster import Raster
 from napari_peka.io.slide import open_slide
 
 EPS = np.finfo(np.float64).eps

@@ -14,7 +14,7 @@ shapely = pytest.importorskip("shapely")
 from napari.components import ViewerModel
 from napari.layers import Image, Shapes
 
-from napari_peka.core.errors import RegionError, Undecodable, UnknownName
+from napari_peka.core.errors import RegionError, UnknownName
 from napari_peka.core.geometry import TileSpec, TileTable
 from napari_peka.core.head import GeneHead
 from napari_peka.gui import layers
@@ -66,17 +66,25 @@ class TestSlide:
             assert tuple(layer.scale) == (0.5, 0.5)
             assert [str(u) for u in layer.units] == ["micrometer", "micrometer"]
 
-    def test_what_cannot_be_decoded_is_grey_not_an_error(self):
-        class Broken:
-            shape, dtype, ndim, size, nbytes = (100, 80, 3), np.dtype(np.uint8), 3, 24000, 24000
+    def test_what_cannot_be_decoded_is_painted_not_an_error(self, tmp_path):
+        import tifffile
 
-            def __getitem__(self, key):
-                raise Undecodable("broken")
+        from napari_peka.io.lazy import UNREADABLE
 
-        level = layers.ViewLevel(Broken())
-        assert level[10:20, 5:9].shape == (10, 4, 3)
-        assert (level[:, :, 0] == layers.UNDECODED).all()
-        assert np.asarray(level).shape == (100, 80, 3)
+        path = tmp_path / "a.tif"
+        image = np.random.default_rng(0).integers(0, 255, (512, 512, 3)).astype(np.uint8)
+        tifffile.imwrite(path, image, tile=(256, 256), photometric="rgb", compression="zlib")
+        with tifffile.TiffFile(path) as tif:
+            at = tif.pages[0].dataoffsets[3]
+        with path.open("rb+") as file:
+            file.seek(at)
+            file.write(bytes(2000))
+        with open_slide(path, mpp=0.5) as slide:
+            data, _, _ = layers.slide_layer(slide)
+            assert data[250:260, 250:260].shape == (10, 10, 3)
+            whole = np.asarray(data)
+        np.testing.assert_array_equal(whole[:256], image[:256])
+        assert (whole[256:, 256:] == UNREADABLE).all()
 
 
 class TestMap:

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
 import napari_peka as peka
-from napari_peka.core.geometry import Raster
+from napari_peka.core.raster import Raster
 from napari_peka.infer.tissue import Tissue, tissue_mask
 
 ST_MPP = 0.687

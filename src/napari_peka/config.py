@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -38,14 +38,6 @@ class PredictConfig(Settings):
     min_tissue: float = Field(0.25, ge=0, le=1, description="least share of a tile that must be tissue")
     min_region: float = Field(0.5, ge=0, le=1, description="least share of a tile that must lie in the region")
     readers: int | None = Field(None, ge=1, le=64, description="threads that read the slide; None: by the machine")
-
-
-C = TypeVar("C", bound=Settings)
-
-
-def checked(kind: type[C], **settings: Any) -> C:
-    """Return settings of a kind, or raise a :class:`SettingError` that names the field and what it takes."""
-    return kind(**settings)
 
 
 def _setting_error(e: ValidationError, kind: type[BaseModel]) -> SettingError:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.core.errors import SettingError
+from napari_peka.core.raster import Raster
 
 #: tiles along a block's side: 64 tiles amortise a read and fill a batch, yet a block is done within seconds
 BLOCK_SIDE = 8
@@ -146,61 +147,6 @@ class Block:
         for tile, (y, x) in zip(out, self.offsets_px):
             tile[:] = image[y : y + size_px, x : x + size_px]
         return out
-
-
-@dataclass(frozen=True, eq=False)
-class Raster:
-    """A 2-D map on the slide: tissue mask and heatmap alike.
-
-    Parameters
-    ----------
-    data
-        bool or float32, shape ``(h, w)``; NaN where there is nothing.
-    scale_yx
-        Level-0 pixels per raster pixel (y, x).
-    origin_yx
-        Level-0 position (y, x) of the upper left *edge* of the first raster pixel.
-    units
-        What the values are, in words.
-    """
-
-    data: npt.NDArray[np.bool_] | npt.NDArray[np.float32]
-    scale_yx: tuple[float, float]
-    origin_yx: tuple[float, float] = (0.0, 0.0)
-    units: str = ""
-
-    def __post_init__(self) -> None:
-        if self.data.ndim != 2 or self.data.dtype not in (np.bool_, np.float32):
-            raise ValueError(f"a raster is 2-D, bool or float32, got {self.data.ndim}-D {self.data.dtype}")
-        if min(self.scale_yx) <= 0:
-            raise ValueError(f"a raster's scale must be positive, got {self.scale_yx}")
-
-    def fraction(self, rects_yxhw: FloatArray) -> FloatArray:
-        """Return the mean of the mask over each rectangle; what lies outside the mask counts as 0.
-
-        Exact to sub-pixels: an integral image is interpolated at the edges.
-
-        Parameters
-        ----------
-        rects_yxhw
-            Level-0 rectangles, float64 ``(n, 4)``.
-        """
-        h, w = self.data.shape
-        integral = np.zeros((h + 1, w + 1))
-        np.cumsum(np.cumsum(np.nan_to_num(self.data.astype(np.float64)), 0), 1, out=integral[1:, 1:])
-
-        def at(y: FloatArray, x: FloatArray) -> FloatArray:
-            y = np.clip((y - self.origin_yx[0]) / self.scale_yx[0], 0, h)
-            x = np.clip((x - self.origin_yx[1]) / self.scale_yx[1], 0, w)
-            iy, ix = np.minimum(y.astype(int), h - 1), np.minimum(x.astype(int), w - 1)
-            fy, fx = y - iy, x - ix
-            top = integral[iy, ix] * (1 - fx) + integral[iy, ix + 1] * fx
-            low = integral[iy + 1, ix] * (1 - fx) + integral[iy + 1, ix + 1] * fx
-            return np.asarray(top * (1 - fy) + low * fy)
-
-        y, x, rh, rw = np.asarray(rects_yxhw, np.float64).reshape(-1, 4).T
-        total = at(y + rh, x + rw) - at(y, x + rw) - at(y + rh, x) + at(y, x)
-        return np.asarray(total * self.scale_yx[0] * self.scale_yx[1] / (rh * rw))
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.core.errors import PekaError, RegionError, UnknownName
-from napari_peka.core.geometry import Block, Raster, Rect
+from napari_peka.core.geometry import Block, Rect
+from napari_peka.core.raster import Raster
 from napari_peka.io.figure import COLORMAP, contrast_limits
 
 if TYPE_CHECKING:
@@ -32,39 +33,15 @@ OPACITY = 0.6
 BAR_SIZE = (20.0, 260.0)
 SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif", ".svslide", ".ome.tif", ".ome.tiff", ".ome.zarr")
 RESULT_ENDING = ".peka.zarr"
-#: where the viewer's picture of a slide cannot be decoded: grey, so that nobody takes it for glass or tissue
-UNDECODED = 128
 #: a tif without pyramid is taken for a slide from this longer side on, px
 _SLIDE_PX = 4096
 #: points by which an ellipse is drawn as a polygon; its area is then 0.2 % short
 _ELLIPSE_POINTS = 64
 
 
-class ViewLevel:
-    """A level of a slide for the viewer: what cannot be decoded is grey instead of an error while panning."""
-
-    def __init__(self, level: Any) -> None:
-        self._level = level
-        self.shape, self.dtype, self.ndim, self.size = level.shape, level.dtype, level.ndim, level.size
-        self.nbytes = level.nbytes
-
-    def __len__(self) -> int:
-        return int(self.shape[0])
-
-    def __getitem__(self, key: Any) -> npt.NDArray[np.uint8]:
-        try:
-            return np.asarray(self._level[key])
-        except PekaError:
-            shape = np.broadcast_to(np.uint8(0), self.shape)[key].shape
-            return np.full(shape, UNDECODED, np.uint8)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        return np.asarray(self[:, :], dtype)
-
-
 def slide_layer(slide: Slide) -> LayerTuple:
     """Return a slide as a lazy layer, in µm when its resolution is known and in pixels when not."""
-    levels = [ViewLevel(level) for level in slide.pyramid]
+    levels = slide.pyramid
     many = len(levels) > 1
     settings = {
         "name": slide.name,

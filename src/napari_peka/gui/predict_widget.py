@@ -224,7 +224,7 @@ class PredictWidget(QWidget):
 
         def job(progress: JobProgress) -> Any:
             progress.stage("loading the model")
-            from napari_peka.config import PredictConfig, checked
+            from napari_peka.config import PredictConfig
             from napari_peka.io.slide import open_slide
             from napari_peka.models.zoo import load_model
             from napari_peka.workflows import predict
@@ -239,7 +239,7 @@ class PredictWidget(QWidget):
                 opened = slide
             try:
                 return predict(
-                    opened, model, output=output, region=region, config=checked(PredictConfig, **settings),
+                    opened, model, output=output, region=region, config=PredictConfig(**settings),
                     overwrite=replace, progress=progress, on_start=begin,
                     on_block=lambda block, *_: self._blocks.append(block),
                 )  # fmt: skip

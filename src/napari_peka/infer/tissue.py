@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from napari_peka.core.geometry import Raster
+from napari_peka.core.raster import Raster
 
 if TYPE_CHECKING:
     from shapely import MultiPolygon

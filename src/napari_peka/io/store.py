@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from napari_peka.core import files
 from napari_peka.core.errors import OutputMismatch, StoreError
-from napari_peka.core.geometry import Block, Raster, TileSpec, TileTable
+from napari_peka.core.geometry import Block, TileSpec, TileTable
 from napari_peka.core.head import GeneHead
+from napari_peka.core.raster import Raster
 
 FORMAT = 1
 UNS = "napari_peka"
