@@ -339,6 +339,13 @@ def test_the_real_demo_runs_offline_in_a_process_of_its_own(tmp_path):
     assert (tmp_path / "napari-peka-demo" / "cmu_small_region.ERBB2.png").stat().st_size > 100_000
 
 
+def test_a_resolution_against_the_file_is_said_on_the_terminal_and_in_the_json(predict, run, tissue_tiff, tmp_path):
+    entries, err = predict(tissue_tiff, "--mpp", "0.8")
+    (warning,) = [w for w in entries[0]["warnings"] if "the file says 0.5" in w]
+    assert [line for line in err if warning in line], "a person who reads no JSON is warned too"
+    assert len([line for line in err if "the file says" in line]) == 1
+
+
 def test_the_version(run):
     assert run("--version")[0].startswith("napari-peka ")
 

@@ -36,6 +36,7 @@ from napari_peka.core.progress import Cancelled
 
 if TYPE_CHECKING:
     from napari_peka.config import PredictConfig
+    from napari_peka.console import ConsoleProgress
     from napari_peka.infer.engine import Forward
 
 app = typer.Typer(
@@ -331,6 +332,13 @@ def _picture_name(slide: Path, gene: str) -> str:
     return f"{_stem(slide)}.{_NOT_IN_NAMES.sub(lambda hit: f'%{ord(hit[0]):02X}', gene)}.png"
 
 
+def _note_new(warnings: list[str], progress: ConsoleProgress) -> None:
+    """Say a slide's warnings, each once: to whoever reads the terminal as to whoever reads the JSON."""
+    for text in warnings:
+        if text not in progress.notes:
+            progress.note(text)
+
+
 def _predict_one(
     path: Path, model: Any, output: Path, genes: list[str], *, roi: Path | None = None, mpp: float | None = None,
     config: PredictConfig, overwrite: bool = False, title: str = "", forward: Forward | None = None,
@@ -347,11 +355,13 @@ def _predict_one(
     try:
         region = read_regions(roi) if roi else None
         with open_slide(path, mpp=mpp) as slide, console_progress(title or path.name) as progress:
+            _note_new(slide.warnings, progress)
             target = make_folder(output) / f"{_stem(path)}.peka.zarr"
             prediction = run(
                 slide, model, output=target, region=region, config=config, overwrite=overwrite, forward=forward,
                 progress=progress,
             )  # fmt: skip
+            _note_new(slide.warnings, progress)  # reading may have found damage
             progress.stage("drawing")
             pictures = [str(write_map(prediction, slide, g, output / _picture_name(path, g))) for g in genes]
             done = prediction.record["run"]
@@ -362,7 +372,7 @@ def _predict_one(
                 "seconds": done["seconds"],
                 "tiles_per_second": done["tiles_per_second"],
                 "resumed_tiles": done["resumed_tiles"],
-                "warnings": [*slide.warnings, *progress.notes],
+                "warnings": list(progress.notes),
                 "pictures": pictures,
             }
     except Cancelled:
