@@ -34,6 +34,10 @@ class RegionError(PekaError, ValueError):
     """A region of interest cannot be read, or lies outside the slide."""
 
 
+class SectionError(PekaError, ValueError):
+    """A paired section cannot be read: counts, positions or image missing, or not belonging together."""
+
+
 class BundleError(PekaError, ValueError):
     """A model bundle is not what it says: schema, tensors, shapes or hashes."""
 
@@ -59,6 +63,10 @@ class OutputMismatch(StoreError):
 
 class DeviceError(PekaError, RuntimeError):
     """A device is not there, or out of memory even at the smallest batch."""
+
+
+class TrainingError(PekaError, RuntimeError):
+    """Training cannot start, or went astray."""
 
 
 class SettingError(PekaError, ValueError):

@@ -122,9 +122,10 @@ class JobProgress:
         self._stop_if_asked()
 
     def note(self, text: str) -> None:
-        """Keep a warning for the person."""
-        self.notes.append(text)
-        self.changed()
+        """Keep a warning for the person; what was said once is not said again."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self.changed()
 
     def changed(self) -> None:
         """Hook for front ends that are pushed to. Called in the job's thread."""

@@ -1,0 +1,136 @@
+"""What is kept on this machine to save time: cut tiles, and images that exist only inside a file. All of it can go."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from napari_peka.core import files
+from napari_peka.core.errors import StoreError
+
+ENVIRONMENT = "NAPARI_PEKA_CACHE"
+TILES, IMAGES = "tiles", "images"
+#: names that this package gives; anything else in the folders is somebody's own and never touched
+_NAMES = {
+    TILES: re.compile(r".*-[0-9a-f]{16}\.zarr", re.DOTALL),
+    IMAGES: re.compile(r"[0-9a-f]{32}\.png"),
+}
+#: what a killed run left half-written
+_UNFINISHED = {
+    TILES: re.compile(r"\.[0-9a-f]{8}\..*-[0-9a-f]{16}\.zarr", re.DOTALL),
+    IMAGES: re.compile(r"\.[0-9a-f]{32}\.png\.[0-9a-f]{8}\.tmp"),
+}
+_DAY_S = 86_400.0
+#: days after which nobody is still writing something unfinished
+_ABANDONED_DAYS = 1.0
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Something that is kept.
+
+    Parameters
+    ----------
+    name
+        File or folder name.
+    kind
+        "tiles" (one section's, cut at one size), "image" (out of a file), or "unfinished" (of a killed run, or of one
+        that is writing it now).
+    size_bytes
+        Bytes on the disk.
+    age_days
+        Days since it was written.
+    path
+        Where.
+    """
+
+    name: str
+    kind: str
+    size_bytes: int
+    age_days: float
+    path: Path
+
+
+def cache_folder() -> Path:
+    """Return the folder of what is kept to save time: ``$NAPARI_PEKA_CACHE``, or the platform's cache folder.
+
+    It need not exist and is not created here.
+    """
+    said = os.environ.get(ENVIRONMENT)
+    return Path(said).expanduser() if said else platformdirs.user_cache_path("napari-peka", appauthor=False)
+
+
+def listing(*, older_than_days: float = 0.0) -> list[Cached]:
+    """Return what is kept, largest first.
+
+    Parameters
+    ----------
+    older_than_days
+        Only what is at least this old.
+
+    Raises
+    ------
+    StoreError
+        If a folder cannot be read, or leads elsewhere.
+    """
+    now = time.time()
+    found = [entry for kind in (TILES, IMAGES) for entry in _entries(kind, now)]
+    return sorted((e for e in found if e.age_days >= older_than_days), key=lambda e: (-e.size_bytes, e.name))
+
+
+def prune(*, older_than_days: float = 0.0) -> list[Cached]:
+    """Remove what is kept, and return what was removed, largest first.
+
+    What is needed again is made again. Files under other names are never touched, nor is what somebody may be writing:
+    unfinished entries go when they are a day old.
+
+    Parameters
+    ----------
+    older_than_days
+        Only what is at least this old.
+
+    Raises
+    ------
+    StoreError
+        If something cannot be read or removed, or a folder leads elsewhere.
+    """
+    removed = []
+    for entry in listing(older_than_days=older_than_days):
+        if entry.kind == "unfinished" and entry.age_days < _ABANDONED_DAYS:
+            continue
+        files.remove_tree(entry.path)
+        removed.append(entry)
+    return removed
+
+
+def _entries(kind: str, now: float) -> Iterator[Cached]:
+    folder = cache_folder() / kind
+    if folder.is_symlink():  # what lies there is not in the cache folder
+        raise StoreError(f"{folder} is a link to elsewhere; remove the link, and move the cache with {ENVIRONMENT}")
+    try:
+        inside = sorted(folder.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        raise StoreError(f"cannot read {folder}: {e.strerror or e}") from e
+    for path in inside:
+        ours, unfinished = _NAMES[kind].fullmatch(path.name), _UNFINISHED[kind].fullmatch(path.name)
+        if path.is_symlink() or not (ours or unfinished):
+            continue
+        try:
+            size, written = _size(path), path.stat().st_mtime
+        except FileNotFoundError:  # somebody else removed or renamed it just now
+            continue
+        name = "unfinished" if unfinished else {TILES: "tiles", IMAGES: "image"}[kind]
+        yield Cached(path.name, name, size, max(now - written, 0.0) / _DAY_S, path)
+
+
+def _size(path: Path) -> int:
+    inside = path.rglob("*") if path.is_dir() else (path,)
+    return sum(p.lstat().st_size for p in inside if not p.is_dir())

@@ -1,0 +1,41 @@
+"""Which reader opens a section, by what the path holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from napari_peka.core.errors import SectionError
+from napari_peka.io.sections.base import Found, Request
+from napari_peka.io.sections.h5ad import read_h5ad
+from napari_peka.io.sections.spaceranger import find_outs, read_spaceranger
+from napari_peka.io.sections.st import is_st, read_st
+
+_KINDS = (
+    "a Space Ranger outs folder, a .h5ad (scverse or HEST layout), a SpatialData .zarr, or ST counts NAME.tsv.gz "
+    "with NAME_selection.tsv beside it"
+)
+
+
+def read_found(path: Path, request: Request) -> Found:
+    """Read a section's files.
+
+    Raises
+    ------
+    SectionError
+        If the path is no section, or its reader refuses it.
+    """
+    if not path.exists():
+        raise SectionError(f"there is no {path}; a section is {_KINDS}")
+    if path.is_dir():
+        if (outs := find_outs(path)) is not None:
+            return read_spaceranger(outs, request)
+        if any((path / mark).is_file() for mark in ("zarr.json", ".zgroup", ".zattrs")):
+            from napari_peka.io.sections.spatialdata_zarr import read_spatialdata
+
+            return read_spatialdata(path, request)
+        raise SectionError(f"the folder {path} is no section: no spatial folder, no binned_outputs, no zarr in it")
+    if path.suffix.lower() == ".h5ad":
+        return read_h5ad(path, request)
+    if is_st(path):
+        return read_st(path, request)
+    raise SectionError(f"{path} is no section that can be read; a section is {_KINDS}")
