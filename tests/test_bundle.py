@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bundles import made
 from napari_peka.core.errors import BundleError, SettingError, UnknownName
-from napari_peka.models import bundle
-from napari_peka.models.bundle import BundleSpec, read_bundle, save_bundle
+from napari_peka.models import archive
+from napari_peka.models.bundle import read_bundle, save_bundle
 from napari_peka.models.registry import AdapterSpec, encoder_card
 from napari_peka.models.zoo import load_model, local_models
 
-OLD = Path(__file__).parent / "data" / "bundle_schema1"
+DATA = Path(__file__).parent / "data"
 
 
 def zipped(folder, path, extra=()):
@@ -197,7 +198,7 @@ def test_a_link_in_a_zip_is_refused(bundle_folder, tmp_path):
 
 def test_what_training_leaves_beside_a_model_and_what_a_mac_adds_are_no_harm(bundle_folder, tmp_path):
     extra = [("tiny/report/report.html", "x"), ("tiny/report/genes.csv", "x"), ("tiny/report/map.png", "x"),
-             ("tiny/README.md", "x"), ("__MACOSX/tiny/._peka.json", "x"), ("tiny/.DS_Store", "x")]  # fmt: skip
+             ("tiny/NOTES.md", "x"), ("__MACOSX/tiny/._peka.json", "x"), ("tiny/.DS_Store", "x")]  # fmt: skip
     assert read_bundle(zipped(bundle_folder, tmp_path / "m.zip", extra)).name == "tiny"
 
 
@@ -287,7 +288,7 @@ def test_too_many_and_too_large(bundle_folder, tmp_path, monkeypatch):
     many = [(f"tiny/{i}.txt", "") for i in range(1000)]
     with pytest.raises(BundleError, match="too large"):
         read_bundle(zipped(bundle_folder, tmp_path / "m.zip", many))
-    monkeypatch.setitem(bundle.MAX_BYTES_OF, "peka.json", 100)
+    monkeypatch.setitem(archive.MAX_BYTES_OF, "peka.json", 100)
     with pytest.raises(BundleError, match="too large"):
         read_bundle(bundle_folder)
 
@@ -302,44 +303,6 @@ def test_what_is_no_bundle_at_all_says_so(tmp_path):
     ):
         with pytest.raises(BundleError, match=words):
             read_bundle(path)
-
-
-def made(tmp_path, name="made", *, adapter=None, translate=(), features="image", encoder=None, px=64, seed=3):
-    """Save a bundle on the tiny encoder whose adapter and translation change the numbers; return it and its parts."""
-    torch = pytest.importorskip("torch")
-    from napari_peka.models import adapters
-    from napari_peka.models.encoder import load_encoder
-    from napari_peka.models.student import Student, translate_mlp
-
-    card = encoder_card("tiny-random")
-    spec = adapter or AdapterSpec()
-    torch.manual_seed(seed)
-    module = adapters.add_adapter(load_encoder(dataclasses.replace(card, px=px)), spec)
-    mlp = translate_mlp(list(translate)) if translate else None
-    with torch.no_grad():
-        for p in [*module.parameters(), *(mlp.parameters() if mlp else ())]:
-            if p.requires_grad:
-                p.add_(0.2 * torch.randn_like(p))
-    student = Student(module, card.mean, card.std, mlp, features).eval()
-    d = {"image": 48, "peka": (list(translate) or [0])[-1]}
-    d["image+peka"] = d["image"] + d["peka"]
-    tensors = {
-        "head.weights": np.random.default_rng(seed).normal(size=(d[features], 3)).astype(np.float32),
-        "head.bias": np.zeros(3, np.float32),
-    }
-    tensors |= {f"adapter.{k}": v.numpy() for k, v in adapters.adapter_state(module).items()}
-    if mlp is not None:
-        linear = [m for m in mlp if isinstance(m, torch.nn.Linear)]
-        for i, layer in enumerate(linear):
-            tensors |= {f"translate.{i}.weight": layer.weight.detach().numpy()}
-            tensors |= {f"translate.{i}.bias": layer.bias.detach().numpy()}
-    record = BundleSpec(
-        schema=1, name=name, encoder=encoder or {"name": card.name}, translate=list(translate),
-        preprocessing={"tile_px": px, "mpp": 1.0, "mean": card.mean, "std": card.std},
-        adapter={"kind": spec.kind, "rank": spec.rank, "options": spec.options},
-        head={"features": features, "n_dims": d[features], "genes": ["A", "B", "C"], "unit": "log1p CP10K"},
-    )  # fmt: skip
-    return save_bundle(tmp_path / name, record, tensors), student
 
 
 def some_tiles(px=64):
@@ -445,24 +408,225 @@ def ruled(shape, key):
     return (0.08 * np.sin(0.7 * i + len(key)) * np.cos(0.013 * i)).reshape(shape).astype(np.float32)
 
 
-def test_an_old_bundle_keeps_its_numbers(tmp_path):
-    """The committed bundle has schema 1, from before its tensors had a hash; encoder and tile come from a rule."""
-    torch = pytest.importorskip("torch")
+def scattered(shape, key):
+    """As :func:`ruled`, but as uneven as random numbers, so that an encoder made of them tells tiles apart."""
+    i = np.arange(int(np.prod(shape)), dtype=np.uint64) + np.uint64(zlib.crc32(key.encode()))
+    i = (i ^ (i >> np.uint64(15))) * np.uint64(2654435761) % np.uint64(1 << 32)
+    i = (i ^ (i >> np.uint64(13))) * np.uint64(2246822519) % np.uint64(1 << 32)
+    return (0.4 * (i / 2.0**32 - 0.5)).reshape(shape).astype(np.float32)
+
+
+def ruled_features(model, tmp_path, tiles, rule=ruled):
+    """Embed tiles with an encoder whose weights are made from a rule."""
+    import torch
     from safetensors.torch import save_file
 
     from napari_peka.models.encoder import build_encoder
     from napari_peka.models.student import build_student
 
-    model = read_bundle(OLD)
+    trunk = build_encoder(model.card).trunk.state_dict()
+    save_file({k: torch.from_numpy(rule(v.shape, k)) + 1.0 * (k[-11:] == "norm.weight") for k, v in trunk.items()},
+              tmp_path / "w.safetensors")  # fmt: skip
+    with torch.inference_mode():
+        return build_student(model, weights=tmp_path / "w.safetensors")(torch.from_numpy(tiles)).numpy()
+
+
+def test_an_old_bundle_keeps_its_numbers(tmp_path):
+    """The committed bundle has schema 1, from before its tensors had a hash; encoder and tile come from a rule."""
+    model = read_bundle(DATA / "bundle_schema1")
     assert model.spec.tensors_sha256 is None
     assert (model.head.genes, model.head.unit) == (("ERBB2", "KRT8", "COL1A1"), "log1p CP10K")
-    trunk = build_encoder(model.card).trunk.state_dict()
-    save_file({k: torch.from_numpy(ruled(v.shape, k)) + 1.0 * (k[-11:] == "norm.weight") for k, v in trunk.items()},
-              tmp_path / "w.safetensors")  # fmt: skip
-    tile = (np.arange(2 * 64 * 64 * 3) * 37 % 251).astype(np.uint8).reshape(2, 64, 64, 3)
-    with torch.inference_mode():
-        features = build_student(model, weights=tmp_path / "w.safetensors")(torch.from_numpy(tile)).numpy()
-    wanted = json.loads((OLD / "expected.json").read_text())
+    tiles = (np.arange(2 * 64 * 64 * 3) * 37 % 251).astype(np.uint8).reshape(2, 64, 64, 3)
+    features = ruled_features(model, tmp_path, tiles)
+    wanted = json.loads((DATA / "bundle_schema1" / "expected.json").read_text())
     np.testing.assert_allclose(features[:, ::6], wanted["features_every_sixth"], atol=2e-4)
     np.testing.assert_allclose(model.head.matrix(features), wanted["genes"], atol=2e-4)
     assert (model.digest, model.embedding_digest) == (wanted["digest"], wanted["embedding_digest"])
+
+
+def ruled_tiles():
+    """Three tiles of 128 px with gradients that differ by direction, colour and distance from the centre."""
+    i, y, x, c = np.mgrid[:3, :128, :128, :3]
+    wave = np.sin(y / (9.0 + 4 * i) + x / 31.0 + c) * np.cos((x - 64) ** 2 / (900.0 + 300 * i))
+    return (127 + 120 * wave).astype(np.uint8)
+
+
+def test_a_bundle_of_schema_2_keeps_its_numbers(tmp_path):
+    """Eight rotations, two views, a translation that ends in ReLU, context, and all that a bundle carries."""
+    from napari_peka.core.neighbours import neighbour_mean
+
+    model = read_bundle(DATA / "bundle_schema2")
+    features = ruled_features(model, tmp_path, ruled_tiles(), scattered)
+    wanted = json.loads((DATA / "bundle_schema2" / "expected.json").read_text())
+    np.testing.assert_allclose(features[:, ::6], wanted["features_every_sixth"], atol=2e-4)
+    near = neighbour_mean(np.array([[0.0, 0.0], [0.0, 64.0], [64.0, 64.0]]), model.head.context_um)
+    np.testing.assert_allclose(model.head.matrix(features, None, near), wanted["genes"], atol=2e-4)
+    assert (model.digest, model.embedding_digest) == (wanted["digest"], wanted["embedding_digest"])
+    assert np.isnan(model.residual_q90).tolist() == [False, True, False]
+    assert set(model.baselines) == {"colour", "train_mean"}
+    assert len(model.reference) == 5
+
+
+# -- options, and the schema that they need ----------------------------------------------------------------------
+
+OPTIONS = {
+    "rotations": ({"rotations": 4}, True),
+    "views": ({"views": (1.0, 2.0)}, True),
+    "a single wide view": ({"views": (2.0,)}, True),
+    "an activation": ({"translate": (48, 16), "features": "peka", "activation": "relu"}, True),
+    "context": ({"context_um": 300.0}, False),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_changes_the_digests_and_asks_for_schema_2(name, tmp_path):
+    options, embeds = OPTIONS[name]
+    plain = {k: v for k, v in options.items() if k in ("translate", "features")}
+    before, after = made(tmp_path, "a", **plain)[0], made(tmp_path, "b", **options)[0]
+    assert (before.spec.schema_version, after.spec.schema_version) == (1, 2)
+    assert before.digest != after.digest
+    assert (before.embedding_digest != after.embedding_digest) == embeds
+    assert read_bundle(tmp_path / "b").digest == after.digest
+    # a reader of schema 1 would not know the option and give other values: it must never be offered such a file
+    edit(["schema"], 1)(tmp_path / "b")
+    with pytest.raises(BundleError, match=r"schema 1 and asks for what only schema 2 has"):
+        read_bundle(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        (["preprocessing", "rotations"], 3, r"preprocessing\.rotations"),
+        (["preprocessing", "views"], [], r"preprocessing\.views"),
+        (["preprocessing", "views"], [0.5], r"preprocessing\.views"),
+        (["preprocessing", "views"], [9], r"preprocessing\.views"),
+        (["preprocessing", "views"], [2, 2], "views must differ"),
+        (["preprocessing", "views"], [1, 1.01], "whole pixels"),
+        (["preprocessing", "views"], [1, 1.015625], "in the middle"),  # 64 and 65 px have no common centre
+        (["preprocessing", "views"], [1, 2], "reads 48 numbers, tiny-random gives 96"),
+        (["head", "context_um"], -1, r"head\.context_um"),
+        (["head", "context_um"], 100, "reads 24 numbers, tiny-random gives 48"),
+        (["head", "n_dims"], 49, r"shape \(48, 5\)"),
+        (["translate_activation"], "gelu", "translate_activation"),
+        (["translate_activation"], "relu", "no translation that the activation 'relu' ends"),
+        (["head", "attainable_pcc"], [0.5], "1 entries for 5 genes"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_in_one_sentence(key, value, words, bundle_folder, tmp_path):
+    folder = shutil.copytree(bundle_folder, tmp_path / "m")
+    edit(["schema"], 2)(folder)
+    edit(key, value)(folder)
+    with pytest.raises(BundleError, match=words) as caught:
+        read_bundle(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_odd_head_has_no_context(tmp_path, tiny_model):
+    spec = tiny_model.spec.model_copy(
+        update={"head": tiny_model.spec.head.model_copy(update={"context_um": 9.0, "n_dims": 47})}
+    )
+    with pytest.raises(BundleError, match="a head with context reads two embeddings, so not 47 numbers"):
+        save_bundle(tmp_path / "m", spec, {"head.weights": np.zeros((47, 5), np.float32),
+                                           "head.bias": np.zeros(5, np.float32)})  # fmt: skip
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_translation_that_ends_in_relu_is_a_small_mlp_head(tmp_path):
+    """Hidden layer and output, as a trainer has them, are a translation and a gene head."""
+    import torch
+
+    from napari_peka.models.student import build_student
+
+    model, _ = made(tmp_path, translate=(48, 16), activation="relu", features="peka")
+    mlp = torch.nn.Sequential(torch.nn.Linear(48, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    for at, weight, bias in (
+        (0, model.tensors["translate.0.weight"], model.tensors["translate.0.bias"]),
+        (2, model.head.weights.T, model.head.bias),
+    ):
+        mlp[at].weight.data, mlp[at].bias.data = torch.from_numpy(weight), torch.from_numpy(bias)
+    image = made(tmp_path, "image")[0]
+    with torch.inference_mode():
+        wanted = mlp(build_student(image)(some_tiles())).numpy()
+        hidden = build_student(model)(some_tiles()).numpy()
+    assert (hidden == 0).any()
+    np.testing.assert_allclose(model.head.matrix(hidden), wanted, atol=1e-4)
+
+
+# -- what a bundle carries ---------------------------------------------------------------------------------------
+
+
+def carried(d=48, g=3, k=4):
+    rng = np.random.default_rng(0)
+    return {
+        "residual.q90": np.array([0.5, np.nan, 0.25], np.float32),
+        "baseline.colour.weights": rng.normal(size=(6, g)).astype(np.float32),
+        "baseline.colour.bias": rng.normal(size=g).astype(np.float32),
+        "baseline.train_mean.bias": rng.normal(size=g).astype(np.float32),
+        "reference.mean": rng.normal(size=d).astype(np.float32),
+        "reference.axes": np.eye(d, dtype=np.float32)[:k],
+        "reference.variances": np.ones(k, np.float32),
+        "reference.residual_variance": np.ones(1, np.float32),
+        "reference.distance_percentiles": np.arange(101, dtype=np.float32),
+    }
+
+
+def test_what_is_carried_comes_back_and_changes_no_digest(tmp_path):
+    plain, _ = made(tmp_path, "plain", pcc=[0.5, None, 0.25])
+    sections = [{"name": "s", "patient": "p", "fingerprint": "f", "part": "train"}]
+    full, _ = made(tmp_path, "full", tensors=carried(), pcc=[0.5, None, 0.25], attainable_pcc=[0.75, 0.5, None],
+                   hvg50=["A", "C"], neighbour_smoothing=True)  # fmt: skip
+    assert (plain.spec.schema_version, full.spec.schema_version) == (1, 2)
+    assert (full.digest, full.embedding_digest) == (plain.digest, plain.embedding_digest)
+    again = read_bundle(zipped(tmp_path / "full", tmp_path / "m.zip"))
+    for model in (full, again):
+        np.testing.assert_array_equal(model.pcc, np.float32([0.5, np.nan, 0.25]))
+        np.testing.assert_array_equal(model.attainable_pcc, np.float32([0.75, 0.5, np.nan]))
+        np.testing.assert_array_equal(model.residual_q90, np.float32([0.5, np.nan, 0.25]))
+        assert model.hvg50 == ("A", "C")
+        assert model.spec.head.neighbour_smoothing
+        assert model.baselines["train_mean"][0].shape == (0, 3)
+        for name in ("weights", "bias"):
+            got = model.baselines["colour"][name == "bias"]
+            np.testing.assert_array_equal(got, carried()[f"baseline.colour.{name}"])
+        assert set(model.reference) == {k for k in carried() if k.startswith("reference.")}
+        assert set(model.tensors) == set(plain.tensors)
+    for values in (plain.residual_q90, plain.attainable_pcc):
+        assert values.shape == (3,)
+        assert np.isnan(values).all()
+    assert (plain.baselines, plain.reference, plain.hvg50, plain.trained_on) == ({}, {}, (), ())
+    known = dataclasses.replace(plain, spec=plain.spec.model_copy(update={"training": {"sections": sections}}))
+    assert known.trained_on == tuple(sections)
+
+
+def test_what_a_later_version_carries_under_a_known_name_is_kept(tmp_path):
+    model, _ = made(tmp_path, tensors={"reference.of_the_future": np.ones(3, np.float32)} | carried())
+    assert "reference.of_the_future" in model.carried
+    assert set(model.reference) > {k for k in carried() if k.startswith("reference.")}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"residual.q90": np.zeros(4, np.float32)}, r"residual\.q90 has shape \(4,\)"),
+        ({"residual.q90": np.full(3, np.inf, np.float32)}, r"residual\.q90 holds NaN or infinite"),
+        ({"baseline.colour.bias": np.full(3, np.nan, np.float32)}, r"baseline\.colour\.bias holds NaN"),
+        ({"baseline.colour.weights": np.zeros((6, 4), np.float32)}, r"baseline\.colour\.weights has shape"),
+        ({"baseline.colour.weights": np.zeros(3, np.float32)}, r"baseline\.colour\.weights has shape"),
+        ({"baseline.colour.bias": None}, r"baseline\.colour\.bias is missing"),
+        ({"reference.axes": np.zeros((4, 47), np.float32)}, r"reference\.axes has shape"),
+        ({"reference.mean": None}, r"reference\.mean is missing"),
+        ({"reference.variances": None}, r"reference\.axes has shape|reference\.variances is missing"),
+        ({"baselines.colour": np.zeros(3, np.float32)}, r"unknown tensor baselines\.colour"),
+    ],
+)
+def test_carried_tensors_that_do_not_fit_are_refused(change, words, tmp_path):
+    tensors = {k: v for k, v in (carried() | change).items() if v is not None}
+    with pytest.raises(BundleError, match=words):
+        made(tmp_path, tensors=tensors)
+    assert not (tmp_path / "made").exists()
+
+
+def test_reference_statistics_are_of_the_embedding_that_is_stored(tmp_path):
+    made(tmp_path, tensors=carried(48), context_um=100.0)
+    with pytest.raises(BundleError, match=r"reference\.axes|reference\.mean"):
+        made(tmp_path, "wrong", tensors=carried(96), context_um=100.0)

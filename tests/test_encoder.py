@@ -21,6 +21,7 @@ from napari_peka.models.encoder import (
     choose_precision,
     complete,
     load_encoder,
+    read_at,
 )
 
 #: tokens between the class token and the patches, as the models' own pages say
@@ -254,3 +255,55 @@ def test_a_torchvision_that_fails_for_another_reason_is_not_hidden(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(RuntimeError, match="no kernel image"):
         ensure_torchvision()
+
+
+class TestReadingElsewhere:
+    """Blocks and pooling other than as published."""
+
+    def test_the_last_blocks_class_token_is_what_is_published(self):
+        card = encoder_card("tiny-random")
+        x = torch.rand(2, 3, card.px, card.px)
+        with torch.no_grad():
+            whole = load_encoder(card)(x)
+            same = load_encoder(read_at(card, [1], "cls"))(x)
+        torch.testing.assert_close(same, whole)
+
+    def test_tokens_are_those_that_timm_itself_returns(self):
+        card = encoder_card("tiny-random")
+        x = torch.rand(2, 3, card.px, card.px)
+        here = read_at(card, [0, 1], "cls+mean+std")
+        assert here.dim == 2 * 3 * 48
+        with torch.no_grad():
+            got = load_encoder(here)(x)
+            trunk = load_encoder(card).trunk
+            pairs = trunk.forward_intermediates(
+                x, indices=[0, 1], return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True
+            )
+        by_hand = torch.cat([part for p, c in pairs for part in (c[:, 0], p.mean(1), p.std(1, correction=0))], dim=1)
+        torch.testing.assert_close(got, by_hand)
+
+    def test_later_blocks_are_not_computed(self):
+        assert len(load_encoder(read_at(encoder_card("tiny-random"), [0], "mean")).trunk.blocks) == 1
+
+    @pytest.mark.parametrize("arch", ["test_resnet", "test_efficientnet", "test_convnext"])
+    def test_stages_of_other_networks(self, arch):
+        card = read_at(encoder_card(f"timm:{arch}"), [1, 2], "mean+std")
+        with torch.no_grad():
+            out = load_encoder(card, random=True)(torch.rand(2, 3, 64, 64))
+        assert out.shape == (2, card.dim)
+        assert torch.isfinite(out).all()
+
+    @pytest.mark.parametrize(
+        ("name", "blocks", "pooling", "says"),
+        [
+            ("tiny-random", [2], None, "blocks 0 to 1"),
+            ("tiny-random", [1, 0], None, "ascending order"),
+            ("tiny-random", [0], "median", "pooled by 'median'"),
+            ("ResNet50", [1], None, "say pooling ="),
+            ("ResNet50", [1], "cls", "no class token"),
+            ("CONCH", [1], None, "a pooler of its own"),
+        ],
+    )
+    def test_what_cannot_be_read_is_said(self, name, blocks, pooling, says):
+        with pytest.raises(SettingError, match=says):
+            read_at(encoder_card(name), blocks, pooling)

@@ -389,7 +389,7 @@ RATIOS = [
 
 @pytest.mark.parametrize(("slide_mpp", "mpp", "px", "stride"), RATIOS)
 def test_tiles_cut_from_blocks_are_the_tiles_themselves(coded, slide_mpp, mpp, px, stride):
-    from napari_peka.infer.engine import read_tiles
+    from napari_peka.io.tiles import read_tiles
 
     spec = TileSpec(px, mpp, stride)
     rng = np.random.default_rng(0)
@@ -427,7 +427,7 @@ def check_against_position(image: np.ndarray, rect: Rect, spec: TileSpec, downsa
 
 
 def test_a_table_laid_out_at_another_mpp_is_refused(coded):
-    from napari_peka.infer.engine import read_tiles
+    from napari_peka.io.tiles import read_tiles
 
     tiles = grid(EXTENT, (0.5, 0.5), TileSpec(224, 0.5))
     with open_slide(coded, mpp=0.25) as slide, pytest.raises(ValueError, match="another mpp"):
@@ -441,3 +441,45 @@ def test_a_grid_that_no_memory_holds_is_refused_at_once():
         TileTable.grid((200_000, 150_000), (0.5, 0.5), TileSpec(224, 0.5, 2))
     region = shapely.box(70_000, 90_000, 71_000, 91_000)
     assert len(TileTable.grid((200_000, 150_000), (0.5, 0.5), TileSpec(224, 0.5, 20), region=region)) > 2000
+
+
+# -- tiles that look beyond their footprint ----------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(SPECS, st.integers(0, 300), MPP, MPP, SEEDS)
+def test_a_wider_look_moves_no_tile(spec, more, mpp_y, mpp_x, seed):
+    """The grid, what counts as tissue, and the map are those of the footprint; only what is read is larger."""
+    rng = np.random.default_rng(seed)
+    shape = tuple(int(n) for n in rng.integers(200, 5000, 2))
+    tissue = random_tissue(rng, shape)
+    wide = TileSpec(spec.size_px + more, spec.mpp, spec.stride_px, spec.size_px)
+    a, b = (grid(shape, (mpp_y, mpp_x), s, tissue=tissue) for s in (spec, wide))
+    assume(0 < len(a) < 10_000)
+    np.testing.assert_array_equal(a.centre_yx, b.centre_yx)
+    np.testing.assert_array_equal(a.block, b.block)
+    assert a.grid_shape == b.grid_shape
+    values = rng.normal(size=len(a)).astype(np.float32)
+    one, two = a.raster(values), b.raster(values)
+    np.testing.assert_array_equal(one.data, two.data)
+    assert (one.origin_yx, one.scale_yx) == (two.origin_yx, two.scale_yx)
+    check_blocks(b)  # each block still holds the whole of its tiles
+    y, x, h, w = b.rects().T
+    assert np.stack([y + h / 2, x + w / 2], 1) == pytest.approx(b.centre_yx)
+    assert h * mpp_y == pytest.approx(wide.size_px * spec.mpp)
+
+
+def test_a_footprint_lies_within_its_tile():
+    assert TileSpec(448, 0.5, None, 224).stride == 224
+    assert TileSpec(448, 0.5, 112, 224).footprint_um == 112
+    assert TileSpec(448, 0.5).footprint == 448
+    for bad in (0, 449):
+        with pytest.raises(SettingError, match="footprint"):
+            TileSpec(448, 0.5, None, bad)
+
+
+def test_some_tiles_of_a_block_are_cut_as_all_are():
+    tiles = grid((1000, 1000), (1, 1), TileSpec(160, 1.0, 100))
+    block = tiles.blocks()[0]
+    image = np.random.default_rng(0).integers(0, 255, (*block.shape_px, 3), np.uint8)
+    np.testing.assert_array_equal(block.cut(image, 160, slice(10, 13)), block.cut(image, 160)[10:13])

@@ -343,12 +343,10 @@ def test_what_is_wrong_is_one_sentence(viewer, predict, qtbot, tmp_path):
 
 
 def test_a_runtime_error_of_torch_is_told(predict, qtbot, monkeypatch):
-    from napari_peka import workflows
-
     def fail(*_, **__):
         raise RuntimeError("shapes cannot be multiplied")
 
-    monkeypatch.setattr(workflows, "_embed", fail)
+    monkeypatch.setattr("napari_peka.workflows.predict._embed", fail)
     with qtbot.waitSignal(predict.panel.failed, timeout=WAIT_MS):
         press(qtbot, predict)
     assert predict.panel.error.text() == "unexpected: RuntimeError: shapes cannot be multiplied"
@@ -381,7 +379,7 @@ def test_what_is_looked_at_comes_first(viewer, predict, qtbot, tiny_model, tissu
     """The view is that of the real canvas: a block that would come last comes first, and the work follows the view."""
     from napari_peka.infer import engine
     from napari_peka.infer.schedule import Schedule, coarse_to_fine
-    from napari_peka.workflows import plan_tiles
+    from napari_peka.workflows.predict import plan_tiles
 
     predict.open_slide(tissue_tiff)
     slide = predict.slide.layer()
@@ -435,7 +433,7 @@ def test_the_map_may_be_removed_mid_run(viewer, predict, slowly, qtbot):
 
 def test_a_stored_result_is_opened(viewer, qtbot, tmp_path, sample, tiny_model):
     from napari_peka.io.slide import open_slide
-    from napari_peka.workflows import predict as run
+    from napari_peka.workflows.predict import predict as run
 
     with open_slide(sample) as slide:
         run(slide, tiny_model, output=tmp_path / "a.peka.zarr")
@@ -451,7 +449,7 @@ def test_a_stored_result_is_opened(viewer, qtbot, tmp_path, sample, tiny_model):
 
 def test_unreadable_tiles_are_shown_on_demand(viewer, qtbot, sample, tiny_model):
     from napari_peka.io.slide import open_slide
-    from napari_peka.workflows import predict as run
+    from napari_peka.workflows.predict import predict as run
 
     with open_slide(sample) as slide:
         prediction = run(slide, tiny_model)
@@ -501,7 +499,7 @@ def test_a_search_begins_at_the_best_gene(viewer, qtbot, tmp_path, sample):
         tiles = peka.plan_tiles(slide, peka.load_model("demo"))
     head = peka.load_model("demo").head
     prediction = peka.Prediction(
-        tiles, np.zeros((len(tiles), head.n_dims), np.float16), head, np.ones(len(tiles), bool)
+        tiles, np.zeros((len(tiles), head.embedding_dims), np.float16), head, np.ones(len(tiles), bool)
     )
     data, settings, _ = layers.heatmap_layer(prediction, head.genes[1500])
     viewer.add_image(data, **settings)
@@ -517,7 +515,7 @@ def test_a_search_begins_at_the_best_gene(viewer, qtbot, tmp_path, sample):
 
 def test_maps_of_two_slides_are_told_apart(viewer, qtbot, tiny_model, sample, tissue_tiff):
     from napari_peka.io.slide import open_slide
-    from napari_peka.workflows import predict as run
+    from napari_peka.workflows.predict import predict as run
 
     dock = ExploreWidget(viewer)
     qtbot.addWidget(dock)
@@ -576,7 +574,7 @@ def test_no_words_are_cut_where_docks_share_the_height(qtbot, tmp_path, sample, 
     from qtpy.QtWidgets import QVBoxLayout, QWidget
 
     from napari_peka.io.slide import open_slide
-    from napari_peka.workflows import predict as run
+    from napari_peka.workflows.predict import predict as run
 
     viewer = ViewerModel()
     column = QWidget()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -106,6 +107,30 @@ def test_a_prediction_is_a_line_and_says_where_its_trust_comes_from(whole):
     assert "5 genes" in repr(whole)
     assert whole.pcc_split == "none: random weights"
     assert peka.read_prediction(whole.path).pcc_split == whole.pcc_split
+
+
+def test_smoothed_scores_are_flagged_wherever_they_are_shown(slide, tiny_model, tmp_path):
+    head = tiny_model.spec.head.model_copy(update={"neighbour_smoothing": True})
+    model = dataclasses.replace(tiny_model, spec=tiny_model.spec.model_copy(update={"head": head}))
+    region = shapely.box(1500, 1500, 2000, 2000)
+    peka.predict(slide, model, output=tmp_path / "a.zarr", region=region, config=CONFIG)
+    split = peka.read_prediction(tmp_path / "a.zarr").pcc_split
+    assert split == "none: random weights; measured on counts averaged over neighbouring spots, which flatters"
+
+
+def test_a_plain_model_makes_results_that_older_versions_read(whole):
+    assert whole.record["format"] == 1
+    assert set(whole.record["tile_spec"]) == {"size_px", "mpp", "stride_px"}
+    assert whole.record["identity"]["tile size"] == whole.record["tile_spec"]
+    assert whole.record["model"]["passes_per_tile"] == 1
+
+
+def test_a_result_of_a_later_version_asks_for_an_update(whole, monkeypatch):
+    from napari_peka.io import store
+
+    monkeypatch.setattr(store, "FORMAT", 0)  # to a version before the first this result is of a later one
+    with pytest.raises(StoreError, match="newer version of napari-peka; update"):
+        peka.read_prediction(whole.path)
 
 
 def test_an_unknown_gene_offers_near_names(whole):

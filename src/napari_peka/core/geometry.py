@@ -61,16 +61,20 @@ class TileSpec:
     Parameters
     ----------
     size_px
-        Side of the square tile in pixels at `mpp`: what the encoder is fed.
+        Side of the square tile in pixels at `mpp`: what is read and cut, and what the model is fed.
     mpp
         µm per pixel of the tile.
     stride_px
-        Distance between neighbouring tiles in pixels at `mpp`; `size_px` when None. Smaller: tiles overlap.
+        Distance between neighbouring tiles in pixels at `mpp`; `footprint_px` when None. Smaller: tiles overlap.
+    footprint_px
+        Side of the square in the tile's middle that its value stands for; `size_px` when None. Smaller for a model
+        that looks at a tile's surroundings too: the grid, and what counts as tissue, follow the footprint.
     """
 
     size_px: int
     mpp: float
     stride_px: int | None = None
+    footprint_px: int | None = None
 
     def __post_init__(self) -> None:
         if self.size_px < 1 or not 0 < self.mpp < 1000:
@@ -79,20 +83,39 @@ class TileSpec:
             )
         if self.stride_px is not None and self.stride_px < 1:
             raise SettingError(f"the stride must be at least 1 px, got {self.stride_px}")
+        if self.footprint_px is not None and not 1 <= self.footprint_px <= self.size_px:
+            raise SettingError(
+                f"a tile's footprint must be at least 1 px and at most its size, got {self.footprint_px} of "
+                f"{self.size_px} px"
+            )
+
+    @property
+    def footprint(self) -> int:
+        """Side of the square that a tile's value stands for, in pixels at :attr:`mpp`."""
+        return self.size_px if self.footprint_px is None else self.footprint_px
 
     @property
     def stride(self) -> int:
         """Distance between neighbouring tiles in pixels at :attr:`mpp`."""
-        return self.size_px if self.stride_px is None else self.stride_px
+        return self.footprint if self.stride_px is None else self.stride_px
 
     @property
     def size_um(self) -> float:
         """Side of a tile in µm."""
         return self.size_px * self.mpp
 
+    @property
+    def footprint_um(self) -> float:
+        """Side of the square that a tile's value stands for, in µm."""
+        return self.footprint * self.mpp
+
     def size0(self, slide_mpp: tuple[float, float]) -> tuple[float, float]:
         """Side of a tile in level-0 pixels (y, x); rarely a whole number."""
         return self.size_um / slide_mpp[0], self.size_um / slide_mpp[1]
+
+    def footprint0(self, slide_mpp: tuple[float, float]) -> tuple[float, float]:
+        """Side of a tile's footprint in level-0 pixels (y, x)."""
+        return self.footprint_um / slide_mpp[0], self.footprint_um / slide_mpp[1]
 
     def stride0(self, slide_mpp: tuple[float, float]) -> tuple[float, float]:
         """Distance between neighbouring tiles in level-0 pixels (y, x)."""
@@ -133,8 +156,8 @@ class Block:
         """Centre in level-0 pixels."""
         return self.rect.y + self.rect.h / 2, self.rect.x + self.rect.w / 2
 
-    def cut(self, image: npt.NDArray[np.uint8], size_px: int) -> npt.NDArray[np.uint8]:
-        """Cut the block's image into its tiles, shape ``(n, size_px, size_px, 3)``.
+    def cut(self, image: npt.NDArray[np.uint8], size_px: int, rows: slice = slice(None)) -> npt.NDArray[np.uint8]:
+        """Cut the block's image into its tiles, or into some of them, shape ``(n, size_px, size_px, 3)``.
 
         Raises
         ------
@@ -143,8 +166,9 @@ class Block:
         """
         if image.shape[:2] != self.shape_px:
             raise ValueError(f"block {self.index} is {self.shape_px} px, its image {image.shape[:2]}: another mpp?")
-        out = np.empty((len(self), size_px, size_px, image.shape[2]), image.dtype)
-        for tile, (y, x) in zip(out, self.offsets_px):
+        offsets = self.offsets_px[rows]
+        out = np.empty((len(offsets), size_px, size_px, image.shape[2]), image.dtype)
+        for tile, (y, x) in zip(out, offsets):
             tile[:] = image[y : y + size_px, x : x + size_px]
         return out
 
@@ -203,6 +227,11 @@ class TileTable:
         return self.spec.size0(self.slide_mpp)
 
     @property
+    def centre_um(self) -> FloatArray:
+        """Centres in µm (y, x) from the slide's upper left corner, float64 ``(n, 2)``."""
+        return np.asarray(self.centre_yx * np.array(self.slide_mpp))
+
+    @property
     def names(self) -> tuple[str, ...]:
         """One name a tile."""
         if self.ids is not None:
@@ -230,8 +259,9 @@ class TileTable:
     ) -> TileTable:
         """Lay a regular grid over a slide and keep the tiles with enough tissue.
 
-        The grid starts at the slide's upper left corner; the position of tile *k* is *k* times the stride, never
-        a sum, so it does not drift. A tile that hangs over the edge is kept when its centre is on the slide.
+        The grid of footprints starts at the slide's upper left corner; the position of tile *k* is *k* times the
+        stride, never a sum, so it does not drift. A tile that hangs over the edge is kept when its centre is on the
+        slide.
 
         Parameters
         ----------
@@ -244,18 +274,18 @@ class TileTable:
         tissue
             Tissue mask; None keeps every tile.
         min_tissue
-            Least share of a tile's area on tissue, 0 to 1.
+            Least share of a footprint's area on tissue, 0 to 1.
         region
             A shapely geometry in level-0 pixels with **x first** (as GeoJSON has it); None for the whole slide.
         min_region
-            Least share of a tile's area inside `region`.
+            Least share of a footprint's area inside `region`.
 
         Raises
         ------
         SettingError
             If the grid has more places than memory is good for.
         """
-        step, size = np.array(spec.stride0(slide_mpp)), np.array(spec.size0(slide_mpp))
+        step, size = np.array(spec.stride0(slide_mpp)), np.array(spec.footprint0(slide_mpp))
         # the last tile is the one whose centre still lies on the slide
         rows, cols = (int(max(1, np.ceil((shape[i] - size[i] / 2) / step[i]))) for i in (0, 1))
         r0, r1, c0, c1 = 0, rows, 0, cols
@@ -324,11 +354,12 @@ class TileTable:
         stops = np.append(starts[1:], len(self))
         px0 = np.array(self.spec.mpp) / np.array(self.slide_mpp)  # level-0 px per tile px
         size, size_px = np.array(self.size0_yx), self.spec.size_px
+        margin = (size_px - self.spec.footprint) / 2 * px0
         for i, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist())):
             if self.grid_yx is not None:
                 grid = self.grid_yx[start:stop]
                 first = grid.min(0)
-                corner = first * np.array(self.spec.stride0(self.slide_mpp))
+                corner = first * np.array(self.spec.stride0(self.slide_mpp)) - margin
                 offsets = (grid - first) * self.spec.stride
             else:  # spots: to the nearest tile pixel, at most half of one away
                 corners = self.centre_yx[start:stop] - size / 2
@@ -357,7 +388,7 @@ class TileTable:
         data = np.full(shape, np.nan, np.float32)
         data[tuple((self.grid_yx - first).T)] = values
         # with overlapping tiles a pixel stands for the tile's centre, one stride wide
-        origin = (first * step + (np.array(self.size0_yx) - step) / 2).tolist()
+        origin = (first * step + (np.array(self.spec.footprint0(self.slide_mpp)) - step) / 2).tolist()
         return Raster(data, (float(step[0]), float(step[1])), (origin[0], origin[1]), units)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.core.errors import UnknownName, near_names
+from napari_peka.core.neighbours import Neighbours
 
 FloatArray = npt.NDArray[np.floating]
 #: rows converted to float32 at once: few enough to stay in a core's cache: twice as fast as all at once
@@ -19,12 +20,14 @@ _ROWS = 1024
 class GeneHead:
     """Linear map from a tile's embedding to the expression of every gene.
 
-    Centring, scaling, PCA and ridge are folded into one matrix, so that ``values = embeddings @ weights + bias``.
+    Centring, scaling, PCA and ridge are folded into one matrix, so that ``values = features @ weights + bias``. The
+    features are the tile's embedding; with `context_um`, the mean embedding of its neighbours follows it.
 
     Parameters
     ----------
     weights
-        float32, shape ``(n_dims, n_genes)``.
+        float32, shape ``(n_dims, n_genes)``; with `context_um` the upper half reads the tile's own embedding, the
+        lower half the mean of its neighbours'.
     bias
         float32, shape ``(n_genes,)``.
     genes
@@ -35,6 +38,8 @@ class GeneHead:
         Ensembl ids in the same order; an empty string where unknown.
     pcc
         Held-out Pearson correlation of each gene, shape ``(n_genes,)``; NaN where it was not measured.
+    context_um
+        Radius in µm of the neighbours whose mean embedding is read as well (see `core.neighbours`); None: no context.
     """
 
     weights: npt.NDArray[np.float32]
@@ -43,6 +48,7 @@ class GeneHead:
     unit: str
     gene_ids: tuple[str, ...] = ()
     pcc: npt.NDArray[np.float32] | None = None
+    context_um: float | None = None
     _index: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -54,6 +60,10 @@ class GeneHead:
         for name, values in (("gene_ids", self.gene_ids), ("pcc", self.pcc)):
             if values is not None and len(values) not in ((0, g) if name == "gene_ids" else (g,)):
                 raise ValueError(f"{name} must have one entry per gene ({g}), got {len(values)}")
+        if self.context_um is not None and (d % 2 or not self.context_um > 0):
+            raise ValueError(
+                f"a head with context needs an even number of rows and a positive radius, got {d}, {self.context_um}"
+            )
         index = {gene: i for i, gene in enumerate(self.genes)}
         if len(index) != g:
             raise ValueError("gene names of a head must be unique")
@@ -67,8 +77,13 @@ class GeneHead:
 
     @property
     def n_dims(self) -> int:
-        """Width of the embeddings that this head reads."""
+        """Width of the features that the weights read: twice :attr:`embedding_dims` with context."""
         return int(self.weights.shape[0])
+
+    @property
+    def embedding_dims(self) -> int:
+        """Width of a tile's own embedding: what is computed and stored."""
+        return self.n_dims if self.context_um is None else self.n_dims // 2
 
     def index(self, gene: str) -> int:
         """Return the column of `gene`, a symbol (any case) or an Ensembl id.
@@ -89,20 +104,54 @@ class GeneHead:
             + near_names(gene.strip(), self.genes)
         )
 
-    def values(self, embeddings: FloatArray, gene: str) -> npt.NDArray[np.float32]:
-        """Return the expression of one gene, shape ``(n,)``, in :attr:`unit`; NaN where the embedding is NaN."""
+    def values(
+        self, embeddings: FloatArray, gene: str, neighbours: Neighbours | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return the expression of one gene, shape ``(n,)``, in :attr:`unit`; NaN where the embedding is NaN.
+
+        Parameters
+        ----------
+        embeddings
+            The tiles' own, shape ``(n, embedding_dims)``.
+        gene
+            Symbol or Ensembl id.
+        neighbours
+            Of these tiles, within :attr:`context_um`; needed by a head with context, read by no other.
+
+        Raises
+        ------
+        UnknownName
+            If the model does not know the gene.
+        ValueError
+            If the head reads a context and there are no neighbours.
+        """
         i = self.index(gene)
-        column = np.ascontiguousarray(self.weights[:, i])
+        own, *near = np.ascontiguousarray(self.weights[:, i].reshape(-1, self.embedding_dims))
         values = np.full(len(embeddings), self.bias[i], np.float32)
+        context = np.empty(len(embeddings) if near else 0, np.float32)
         for at in range(0, len(values), _ROWS):
             rows = slice(at, at + _ROWS)
-            values[rows] += np.asarray(embeddings[rows], np.float32) @ column
+            x = np.asarray(embeddings[rows], np.float32)  # what takes the time: done once for both halves
+            values[rows] += x @ own
+            if near:
+                context[rows] = x @ near[0]
+        return np.asarray(values + self._near(neighbours).mean(context), np.float32) if near else values
+
+    def matrix(
+        self, embeddings: FloatArray, genes: Sequence[str] | None = None, neighbours: Neighbours | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return the expression of several genes (all by default), shape ``(n, n_genes)``; else as :meth:`values`."""
+        x, d = np.asarray(embeddings, np.float32), self.embedding_dims
+        cols = slice(None) if genes is None else [self.index(g) for g in genes]
+        values = x @ self.weights[:d, cols] + self.bias[cols]
+        if self.context_um is None:
+            return values
+        near, weights = self._near(neighbours), self.weights[d:, cols]
+        # the mean commutes with the weights: it is taken where there are fewer columns
+        values += near.mean(x @ weights) if weights.shape[1] < d else near.mean(x) @ weights
         return values
 
-    def matrix(self, embeddings: FloatArray, genes: Sequence[str] | None = None) -> npt.NDArray[np.float32]:
-        """Return the expression of several genes (all by default), shape ``(n, n_genes)``."""
-        x = np.asarray(embeddings, np.float32)
-        if genes is None:
-            return x @ self.weights + self.bias
-        cols = [self.index(g) for g in genes]
-        return x @ self.weights[:, cols] + self.bias[cols]
+    def _near(self, neighbours: Neighbours | None) -> Neighbours:
+        if neighbours is None:
+            raise ValueError(f"this head reads the neighbours within {self.context_um} µm too; give them")
+        return neighbours

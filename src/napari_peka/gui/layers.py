@@ -115,11 +115,9 @@ def fill_blocks(layer: Any, blocks: Sequence[Block]) -> None:
         return
     grid = prediction.tiles.grid_yx
     assert grid is not None
-    first = grid.min(0)
-    for block in blocks:
-        rows = slice(block.start, block.stop)
-        at = grid[rows] - first
-        layer.data[at[:, 0], at[:, 1]] = prediction.head.values(prediction.embeddings[rows], gene)
+    rows = prediction.changed_by(blocks)
+    at = grid[rows] - grid.min(0)
+    layer.data[at[:, 0], at[:, 1]] = prediction.values(gene, rows)
     fit_contrast(layer)
     layer.refresh()
 

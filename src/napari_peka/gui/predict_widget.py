@@ -227,11 +227,11 @@ class PredictWidget(QWidget):
             from napari_peka.config import PredictConfig
             from napari_peka.io.slide import open_slide
             from napari_peka.models.zoo import load_model
-            from napari_peka.workflows import predict
+            from napari_peka.workflows.predict import predict
 
             model = load_model(name)
             if parts > 1:
-                settings["stride_px"] = max(1, model.tile_spec().size_px // parts)
+                settings["stride_px"] = max(1, model.tile_spec().stride // parts)
             if slide is None:
                 opened = open_slide(path, mpp=mpp)
                 self._news.append(lambda: self._adopt(layer, opened, shapes))

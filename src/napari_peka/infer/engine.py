@@ -17,12 +17,16 @@ from napari_peka.core.errors import DeviceError, Undecodable
 from napari_peka.core.geometry import Block, Rect, TileTable
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.infer.schedule import Schedule
+from napari_peka.io.tiles import read_tiles
 
 Images = npt.NDArray[np.uint8]
 OnBlock = Callable[[Block, npt.NDArray[np.float16], npt.NDArray[np.bool_]], None]
 
 #: blocks decoded and waiting: two keep the model fed, more only cost memory (9.6 MB each at 64 tiles of 224 px)
 READ_AHEAD = 2
+#: bytes of a block's tiles that are cut as it is read. More, as tiles that overlap widely have, are cut by the batch:
+#: 64 tiles of 896 px are 154 MB, the image that they are cut from is 18 MB
+CUT_AHEAD = 64 << 20
 
 
 class BlockSource(Protocol):
@@ -30,6 +34,29 @@ class BlockSource(Protocol):
 
     def read_block(self, rect: Rect, mpp: float | None = None) -> Images:
         """See :meth:`napari_peka.io.slide.Slide.read_block`."""
+
+
+class Tiles(Protocol):
+    """Tiles of a block: an array, or what cuts them when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice) -> Images: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Uncut:
+    """The tiles of a block, cut from its image when they are asked for."""
+
+    block: Block
+    image: Images
+    size_px: int
+
+    def __len__(self) -> int:
+        return len(self.block)
+
+    def __getitem__(self, rows: slice) -> Images:
+        return self.block.cut(self.image, self.size_px, rows)
 
 
 class Forward:
@@ -68,7 +95,7 @@ class Forward:
             module = module.to(self.dtype)  # weights too: autocast would convert them at every pass
         return module
 
-    def __call__(self, tiles: Images) -> npt.NDArray[np.float16]:
+    def __call__(self, tiles: Tiles) -> npt.NDArray[np.float16]:
         """Return the embeddings of uint8 tiles ``(n, S, S, 3)``, float16 ``(n, d)``."""
         done: list[npt.NDArray[np.float16]] = []
         at = 0
@@ -106,7 +133,7 @@ class Forward:
 @dataclass
 class _Read:
     block: Block
-    tiles: Images | None = None
+    tiles: Images | Uncut | None = None
     ok: npt.NDArray[np.bool_] | None = None
     error: BaseException | None = None
 
@@ -164,8 +191,8 @@ def embed(
                 continue
 
 
-def _embed_readable(forward: Forward, tiles: Images, ok: npt.NDArray[np.bool_]) -> npt.NDArray[np.float16]:
-    if ok.all():
+def _embed_readable(forward: Forward, tiles: Images | Uncut, ok: npt.NDArray[np.bool_]) -> npt.NDArray[np.float16]:
+    if ok.all() or isinstance(tiles, Uncut):
         return forward(tiles)
     if not ok.any():
         # the width is not known from no tile: one blank tile tells it, its values are thrown away
@@ -194,39 +221,22 @@ def _reader(
 
     while not stop.is_set() and (block := schedule.take()) is not None:
         try:
-            put(_Read(block, *read_tiles(slide, tiles, block)))
+            put(_read(slide, tiles, block))
         except BaseException as e:  # noqa: BLE001 - raised again in the caller's thread
             put(_Read(block, error=e))
             return
     put(None)
 
 
-def read_tiles(slide: BlockSource, tiles: TileTable, block: Block) -> tuple[Images, npt.NDArray[np.bool_]]:
-    """Read a block as one image and cut it; when that cannot be decoded, read its tiles one by one.
-
-    Returns
-    -------
-    tiles
-        uint8 ``(n, S, S, 3)``; zeros where a tile cannot be decoded.
-    read_ok
-        bool ``(n,)``.
-    """
-    size, mpp = tiles.spec.size_px, tiles.spec.mpp
-    try:
-        return block.cut(slide.read_block(block.rect, mpp), size), np.ones(len(block), bool)
-    except Undecodable:
-        pass
-    images = np.zeros((len(block), size, size, 3), np.uint8)
-    ok = np.zeros(len(block), bool)
-    px0 = mpp / tiles.slide_mpp[0], mpp / tiles.slide_mpp[1]
-    for i, (y, x) in enumerate(block.offsets_px.tolist()):
-        rect = Rect(block.rect.y + y * px0[0], block.rect.x + x * px0[1], size * px0[0], size * px0[1])
+def _read(slide: BlockSource, tiles: TileTable, block: Block) -> _Read:
+    size = tiles.spec.size_px
+    if len(block) * size * size * 3 > CUT_AHEAD:
         try:
-            images[i] = slide.read_block(rect, mpp)
-            ok[i] = True
+            uncut = Uncut(block, slide.read_block(block.rect, tiles.spec.mpp), size)
+            return _Read(block, uncut, np.ones(len(block), bool))
         except Undecodable:
-            continue
-    return images, ok
+            pass
+    return _Read(block, *read_tiles(slide, tiles, block))
 
 
 def _out_of_memory(e: RuntimeError) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ DPI = 200
 CLOSER = 0.25
 #: inches of a title's letter, on the wide side
 CHAR_IN = 0.125
+#: the same of the small print below
+SMALL_CHAR_IN = 0.08
 #: lengths a scale bar may have, µm
 BARS_UM = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)
 #: fonts with the letters that matplotlib's own lacks, on the platforms that have them
@@ -123,7 +126,8 @@ def _draw(prediction: Prediction, slide: Slide, index: int, max_px: int) -> Any:
     trust = trust_text(pcc) if room > 40 else trust_text(pcc).replace(" (", "\n(")
     right.set_title(f"{_shortened(gene, room - 12)}, predicted\n{trust}", fontsize=13)
     _scale_bar(left, view, prediction.tiles.slide_mpp[1])
-    figure.supxlabel(_footer(prediction), x=0.01, ha="left", fontsize=10, color="0.3")
+    footer = textwrap.fill(_footer(prediction), int(figure.get_figwidth() / SMALL_CHAR_IN))
+    figure.supxlabel(footer, x=0.01, ha="left", fontsize=10, color="0.3")
     return figure
 
 

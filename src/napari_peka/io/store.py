@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,17 @@ from napari_peka.core import files
 from napari_peka.core.errors import OutputMismatch, StoreError
 from napari_peka.core.geometry import Block, TileSpec, TileTable
 from napari_peka.core.head import GeneHead
+from napari_peka.core.neighbours import Neighbours, neighbour_mean
 from napari_peka.core.raster import Raster
 
-FORMAT = 1
+#: 2: values need more than embedding times weights, or the tiles have a footprint; other results keep 1
+FORMAT = 2
 UNS = "napari_peka"
 RUN_FILE = "run.json"
 EMBEDDINGS = "X_peka"
 WEIGHTS = "peka_weights"
 RESEARCH_USE = "Research use only. Not for diagnosis."
+SMOOTHED = "measured on counts averaged over neighbouring spots, which flatters"
 #: a longer value in a run's identity is a hash
 _READABLE = 40
 #: rows of a zarr chunk of embeddings: 4096 x 384 float16 is 3 MB, a good read over a network too
@@ -44,9 +48,9 @@ class Prediction:
     tiles
         Where the tiles are.
     embeddings
-        float16 ``(n, d)``; NaN rows where a tile could not be read or is not done yet.
+        float16 ``(n, d)``, each tile's own; NaN rows where a tile could not be read or is not done yet.
     head
-        The gene head.
+        The gene head; what it reads of a tile's neighbours is computed from their embeddings when it is asked for.
     read_ok
         False where a tile could not be decoded, bool ``(n,)``.
     record
@@ -69,7 +73,9 @@ class Prediction:
     @property
     def pcc_split(self) -> str:
         """On what the genes' held-out correlations were measured, in words; empty when nobody says."""
-        return str(self.record.get("model", {}).get("pcc_split", ""))
+        model = self.record.get("model", {})
+        split = str(model.get("pcc_split", ""))
+        return f"{split}; {SMOOTHED}".removeprefix("; ") if model.get("neighbour_smoothing") else split
 
     @property
     def genes(self) -> tuple[str, ...]:
@@ -86,9 +92,34 @@ class Prediction:
         """Number of tiles that could not be decoded."""
         return int((~self.read_ok).sum())
 
-    def values(self, gene: str) -> npt.NDArray[np.float32]:
-        """Return the predicted expression of `gene` a tile, shape ``(n,)``, in :attr:`unit`; NaN if unreadable."""
-        return self.head.values(self.embeddings, gene)
+    @cached_property
+    def neighbours(self) -> Neighbours | None:
+        """The tiles within the head's context; None when it reads none. Found once, at the first need."""
+        um = self.head.context_um
+        return None if um is None else neighbour_mean(self.tiles.centre_um, um)
+
+    def values(self, gene: str, rows: npt.NDArray[np.integer] | None = None) -> npt.NDArray[np.float32]:
+        """Return the predicted expression of `gene` a tile, shape ``(n,)``, in :attr:`unit`; NaN if unreadable.
+
+        Parameters
+        ----------
+        gene
+            Symbol or Ensembl id.
+        rows
+            Ascending numbers of the tiles that are asked for; None: all. A few cost little in a large map.
+        """
+        near = self.neighbours
+        if rows is None:
+            return self.head.values(self.embeddings, gene, near)
+        if near is None:
+            return self.head.values(self.embeddings[rows], gene)
+        around = near.touched(rows)  # what these rows read: they and their neighbours
+        return self.head.values(self.embeddings[around], gene, near.among(around))[np.searchsorted(around, rows)]
+
+    def changed_by(self, blocks: Sequence[Block]) -> npt.NDArray[np.intp]:
+        """Return the tiles whose values change when `blocks` are done, ascending: theirs, and those that read them."""
+        rows = np.concatenate([np.arange(b.start, b.stop) for b in blocks]) if blocks else np.empty(0, np.intp)
+        return np.unique(rows) if self.neighbours is None else self.neighbours.touched(rows)
 
     def raster(self, gene: str) -> Raster:
         """Return the map of `gene`, one pixel a tile."""
@@ -98,7 +129,7 @@ class Prediction:
         """Return an AnnData in scverse layout with the values of `genes` (all by default) in ``X``."""
         names = list(self.genes if genes is None else (self.genes[self.head.index(g)] for g in genes))
         adata = _anndata(self.tiles, self.head, self.read_ok, self.record)[:, names].copy()
-        adata.X = self.head.matrix(self.embeddings, names)
+        adata.X = self.head.matrix(self.embeddings, names, self.neighbours)
         adata.obsm[EMBEDDINGS] = self.embeddings
         return adata
 
@@ -122,8 +153,6 @@ class RunStore:
         Final path of the result.
     tiles, head, record
         As in :class:`Prediction`. ``record["identity"]`` is what must be equal to resume.
-    n_dims
-        Width of the embeddings.
     overwrite
         Replace a result or unfinished run of something else; what this package did not write is never replaced.
     """
@@ -132,7 +161,7 @@ class RunStore:
         self, path: Path, tiles: TileTable, head: GeneHead, record: dict[str, Any], *, overwrite: bool = False
     ) -> None:
         self.path, self.tiles, self.head, self.record = path, tiles, head, record
-        self.n_dims = head.n_dims
+        self.n_dims = head.embedding_dims
         self.partial = path.with_name(path.name + ".partial")
         self._overwrite = overwrite
         self._lock: Any = None
@@ -297,13 +326,18 @@ def read_prediction(path: Path | str) -> Prediction:
     try:
         adata = anndata.read_zarr(path)
         record = json.loads(adata.uns[UNS]["record"])
+        if record["format"] > FORMAT:
+            raise StoreError(f"{path} is of a newer version of napari-peka; update to read it")
         spec = TileSpec(**record["tile_spec"])
         embeddings = np.asarray(adata.obsm[EMBEDDINGS])
         weights = np.ascontiguousarray(np.asarray(adata.varm[WEIGHTS], np.float32).T)
         var = adata.var
         ids = tuple(var["gene_ids"].astype(str)) if "gene_ids" in var else ()
         pcc = var["pcc"].to_numpy(np.float32) if "pcc" in var else None
-        head = GeneHead(weights, var["bias"].to_numpy(np.float32), tuple(map(str, var.index)), record["unit"], ids, pcc)
+        head = GeneHead(
+            weights, var["bias"].to_numpy(np.float32), tuple(map(str, var.index)), record["unit"], ids, pcc,
+            record.get("context_um"),
+        )  # fmt: skip
         grid = adata.obs[["row", "col"]].to_numpy(np.int32) if "row" in adata.obs else None
         tiles = TileTable(
             np.asarray(adata.obsm["spatial"], np.float64)[:, ::-1].copy(),
@@ -314,6 +348,8 @@ def read_prediction(path: Path | str) -> Prediction:
             adata.obs["block"].to_numpy(np.int32),
             tuple(record["grid_shape"]) if record.get("grid_shape") else None,
         )
+    except StoreError:
+        raise
     except Exception as e:
         raise StoreError(f"{path} is not a napari-peka result or is damaged ({type(e).__name__}: {e})") from e
     return Prediction(tiles, embeddings, head, adata.obs["read_ok"].to_numpy(bool), record, path)
@@ -333,7 +369,7 @@ def _anndata(tiles: TileTable, head: GeneHead, read_ok: npt.NDArray[np.bool_], r
     if head.pcc is not None:
         var["pcc"] = head.pcc
     library = str(record["slide"]["name"])
-    spot = float(np.mean(tiles.size0_yx))
+    spot = float(np.mean(tiles.spec.footprint0(tiles.slide_mpp)))
     return anndata.AnnData(
         obs=obs,
         var=var,

@@ -1,109 +1,41 @@
 """The one on-disk model format: a folder, or a ``.zip`` of it, of ``peka.json`` and ``model.safetensors``.
 
-Never a pickle, never the encoder's own weights. Nothing is unpacked to the disk: a zip's members are checked and
-read in memory.
+Never a pickle, never the encoder's own weights. Beside what decides its values a bundle carries what is needed to
+judge and calibrate them; nothing of that changes its digests.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import stat
 import struct
-import zipfile
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel
 
 from napari_peka.core import files
 from napari_peka.core.errors import BundleError
 from napari_peka.core.geometry import TileSpec
 from napari_peka.core.head import GeneHead
+from napari_peka.models import reference
+from napari_peka.models.archive import TENSOR_FILE, read_files
+from napari_peka.models.card import CARD_FILE, model_card
 from napari_peka.models.registry import AdapterSpec, EncoderCard, encoder_card
-
-SCHEMA = 1
-SPEC_FILE = "peka.json"
-TENSOR_FILE = "model.safetensors"
-#: a bundle holds adapters and heads, never an encoder: 4 GiB is far above the largest honest one
-MAX_BYTES = 4 << 30
-MAX_SPEC_BYTES = 64 << 20
-#: a zip's member that inflates more than this is a bomb, unless it is small anyway
-MAX_RATIO, SMALL_BYTES = 200, 16 << 20
-ALLOWED_ENDINGS = {".json", ".safetensors", ".md", ".txt", ".csv", ".html", ".png", ".svg", ".yaml", ""}
-
-MAX_BYTES_OF = {SPEC_FILE: MAX_SPEC_BYTES, TENSOR_FILE: MAX_BYTES}
+from napari_peka.models.spec import CARRIED, SPEC_FILE, BundleSpec, parse_spec
 
 HEAD_WEIGHTS, HEAD_BIAS = "head.weights", "head.bias"
-TRANSLATE, ADAPTER = "translate.", "adapter."
+TRANSLATE, ADAPTER, BASELINE = "translate.", "adapter.", "baseline."
+RESIDUAL_Q90 = "residual.q90"
+#: options of a part that came after its digest was defined: they count when they are used, so old digests stay
+_LATER = ("rotations", "views", "blocks", "pooling")
 
-
-#: a channel's mean and standard deviation, of values in 0 to 1
-Share = Annotated[float, Field(ge=0, le=1)]
-Spread = Annotated[float, Field(gt=0, le=1)]
-
-
-class _Part(BaseModel):
-    # files from the future: unknown keys are named (Model.dropped) and left out, required ones still fail
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class EncoderRef(_Part):
-    """Which encoder the bundle stands on."""
-
-    name: str
-    sha256: str | None = None
-    revision: str | None = None
-
-
-class Preprocessing(_Part):
-    """What a tile is before it reaches the encoder."""
-
-    tile_px: int = Field(ge=8, le=4096)
-    mpp: float = Field(gt=0.05, lt=20)
-    mean: tuple[Share, Share, Share]
-    std: tuple[Spread, Spread, Spread]
-
-
-class AdapterRef(_Part):
-    """Kind of the adapter whose weights the bundle carries."""
-
-    kind: str = "none"
-    rank: int | None = None
-    target: str = r".*\.attn\.qkv"
-    options: dict[str, Any] = Field(default_factory=dict)
-
-
-class HeadRef(_Part):
-    """What the gene head reads and predicts."""
-
-    features: Literal["image", "peka", "image+peka"] = "image"
-    n_dims: int = Field(ge=1, le=65536)
-    genes: list[str] = Field(min_length=1, max_length=200_000)
-    gene_ids: list[str] = Field(default_factory=list)
-    unit: str
-    pcc: list[float | None] = Field(default_factory=list)
-    pcc_split: str = ""
-
-
-class BundleSpec(_Part):
-    """The contents of ``peka.json``."""
-
-    schema_version: int = Field(alias="schema")
-    name: str
-    description: str = ""
-    licence: str = ""
-    encoder: EncoderRef
-    preprocessing: Preprocessing
-    adapter: AdapterRef = AdapterRef()
-    translate: list[int] = Field(default_factory=list)
-    head: HeadRef
-    tensors_sha256: str | None = None
-    training: dict[str, Any] = Field(default_factory=dict)
+Array = npt.NDArray[Any]
+Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,15 +58,18 @@ class Model:
         sha256 of what decides the embeddings alone: a new head keeps it.
     dropped
         Keys of ``peka.json`` that this version does not know.
+    carried
+        Further tensors by name, for judging and calibrating values.
     """
 
     spec: BundleSpec
     head: GeneHead
-    tensors: dict[str, npt.NDArray[Any]]
+    tensors: dict[str, Array]
     source: str
     digest: str
     embedding_digest: str
     dropped: tuple[str, ...] = field(default=())
+    carried: dict[str, Array] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -153,12 +88,66 @@ class Model:
         return AdapterSpec(kind=a.kind, rank=a.rank, target=a.target, options=dict(a.options))
 
     def tile_spec(self, stride_px: int | None = None) -> TileSpec:
-        """Return the size of the tiles that the model reads."""
-        return TileSpec(self.spec.preprocessing.tile_px, self.spec.preprocessing.mpp, stride_px)
+        """Return the size of the tiles that the model reads: as wide as the widest of its views."""
+        p = self.spec.preprocessing
+        if p.read_px == p.tile_px:
+            return TileSpec(p.tile_px, p.mpp, stride_px)
+        return TileSpec(p.read_px, p.mpp, stride_px, p.tile_px)
+
+    @property
+    def passes(self) -> int:
+        """Passes of the encoder a tile: rotations times views. A map takes about so many times as long."""
+        return self.spec.preprocessing.rotations * len(self.spec.preprocessing.views)
+
+    @property
+    def pcc(self) -> Float32:
+        """Held-out Pearson correlation of each gene, ``(g,)``; NaN where it was not measured."""
+        return _per_gene(self.spec.head.pcc, len(self.head.genes))
+
+    @property
+    def attainable_pcc(self) -> Float32:
+        """Noise ceiling of :attr:`pcc`, ``(g,)``: what a perfect model would reach; NaN where unknown."""
+        return _per_gene(self.spec.head.attainable_pcc, len(self.head.genes))
+
+    @property
+    def residual_q90(self) -> Float32:
+        """Half width of the 90 % interval from held-out residuals, ``(g,)``, in the head's unit; NaN where unknown."""
+        unknown = np.full(len(self.head.genes), np.nan)
+        return np.asarray(self.carried.get(RESIDUAL_Q90, unknown), np.float32)
+
+    @property
+    def hvg50(self) -> tuple[str, ...]:
+        """The most variable genes of the training spots; empty when nobody says."""
+        return tuple(self.spec.head.hvg50)
+
+    @property
+    def baselines(self) -> dict[str, tuple[Float32, Float32]]:
+        """Simple models fitted on the same spots, by name: ``weights (k, g)`` and ``bias (g,)``, k may be 0."""
+        out: dict[str, tuple[Float32, Float32]] = {}
+        for key, bias in self.carried.items():
+            if key.startswith(BASELINE) and key.endswith(".bias"):
+                name = key.removeprefix(BASELINE).removesuffix(".bias")
+                weights = self.carried.get(f"{BASELINE}{name}.weights", np.empty((0, len(bias))))
+                out[name] = np.asarray(weights, np.float32), np.asarray(bias, np.float32)
+        return out
+
+    @property
+    def reference(self) -> dict[str, Float32]:
+        """Statistics of training embeddings for `models.reference.distances`; empty when there are none."""
+        return {k: np.asarray(v, np.float32) for k, v in self.carried.items() if k.startswith("reference.")}
+
+    @property
+    def trained_on(self) -> tuple[dict[str, Any], ...]:
+        """Sections that the model has seen: each its ``name``, ``patient``, ``fingerprint``, ``part``, as known."""
+        sections = self.spec.training.get("sections", [])
+        return tuple(s for s in sections if isinstance(s, dict)) if isinstance(sections, list) else ()
 
 
-def save_bundle(path: Path, spec: BundleSpec, tensors: dict[str, npt.NDArray[Any]]) -> Model:
-    """Write a bundle as a folder; each file is written beside and renamed, ``peka.json`` last.
+def save_bundle(path: Path, spec: BundleSpec, tensors: dict[str, Array]) -> Model:
+    """Write a bundle as a folder, with its model card as ``README.md``.
+
+    Each file is written beside and renamed, ``peka.json`` last. The schema is the least that reads the bundle
+    rightly, whatever `spec` says.
 
     Parameters
     ----------
@@ -167,19 +156,30 @@ def save_bundle(path: Path, spec: BundleSpec, tensors: dict[str, npt.NDArray[Any
     spec
         The record.
     tensors
-        ``head.weights (d, g)``, ``head.bias (g,)``, ``translate.*`` and ``adapter.*``.
+        ``head.weights (n_dims, g)``, ``head.bias (g,)``, ``translate.*`` and ``adapter.*``. As known: ``residual.q90
+        (g,)``, NaN for a gene that was not measured; ``baseline.NAME.bias (g,)`` and ``baseline.NAME.weights (k, g)``;
+        what `models.reference.reference_of` returns.
+
+    Raises
+    ------
+    BundleError
+        If the parts do not fit; nothing is written.
+    StoreError
+        If the folder cannot be written.
     """
     from safetensors.numpy import save
 
-    files.make_folder(path)
     arrays = {k: np.ascontiguousarray(v) for k, v in sorted(tensors.items())}
-    _checked(spec, {k: v.shape for k, v in arrays.items()}, path.name)
     data = save(arrays)
-    # a crash between the two files leaves halves of two models, which must not pass for one
-    spec = spec.model_copy(update={"tensors_sha256": hashlib.sha256(data).hexdigest()})
+    # a crash between the files leaves parts of two models, which must not pass for one
+    update = {"tensors_sha256": hashlib.sha256(data).hexdigest(), "schema_version": spec.needs_schema(arrays)}
+    text = spec.model_copy(update=update).model_dump_json(by_alias=True, indent=1).encode()
+    model = _model({TENSOR_FILE: data, SPEC_FILE: text}, path)
+    files.make_folder(path)
+    files.write_whole(path / CARD_FILE, model_card(model).encode())
     files.write_whole(path / TENSOR_FILE, data)
-    files.write_whole(path / SPEC_FILE, spec.model_dump_json(by_alias=True, indent=1).encode())
-    return read_bundle(path)
+    files.write_whole(path / SPEC_FILE, text)
+    return model
 
 
 def read_bundle(path: Path) -> Model:
@@ -190,79 +190,75 @@ def read_bundle(path: Path) -> Model:
     BundleError
         If anything is not as it should be; the sentence names the file and the fault.
     """
-    if path.is_dir():
-        raw = {n: _read_file(path / n, limit) for n, limit in MAX_BYTES_OF.items()}
-    elif path.is_file():
-        raw = _read_zip(path)
-    else:
-        raise BundleError(f"there is no model bundle at {path}; give a folder that holds {SPEC_FILE}, or a .zip of it")
-    spec, dropped = parse_spec(raw[SPEC_FILE], path.name)
-    shapes = tensor_shapes(raw[TENSOR_FILE], path.name)
-    _checked(spec, shapes, path.name)
-    tensors = _load_tensors(raw[TENSOR_FILE], path.name)
+    return _model(read_files(path), path)
+
+
+def _model(raw: dict[str, bytes], path: Path) -> Model:
+    where = path.name
+    spec, dropped = parse_spec(raw[SPEC_FILE], where)
+    _checked(spec, tensor_shapes(raw[TENSOR_FILE], where), where)
+    tensors = _load_tensors(raw[TENSOR_FILE], where)
     if spec.tensors_sha256 not in (None, hashlib.sha256(raw[TENSOR_FILE]).hexdigest()):
-        raise BundleError(f"{path.name}: {TENSOR_FILE} is not the one that {SPEC_FILE} speaks of; get the bundle again")
+        raise BundleError(f"{where}: {TENSOR_FILE} is not the one that {SPEC_FILE} speaks of; get the bundle again")
     weights, bias = (tensors.pop(k).astype(np.float32) for k in (HEAD_WEIGHTS, HEAD_BIAS))
+    carried = {k: tensors.pop(k) for k in list(tensors) if k.startswith(CARRIED)}
     h = spec.head
-    pcc = np.array([np.nan if v is None else v for v in h.pcc], np.float32) if h.pcc else None
-    head = GeneHead(weights, bias, tuple(h.genes), h.unit, tuple(h.gene_ids), pcc)
-    embedding = {
+    pcc = _per_gene(h.pcc, len(h.genes)) if h.pcc else None
+    head = GeneHead(weights, bias, tuple(h.genes), h.unit, tuple(h.gene_ids), pcc, h.context_um)
+    return Model(spec, head, tensors, str(path), *_digests(spec, head, tensors), dropped, carried)
+
+
+def _digests(spec: BundleSpec, head: GeneHead, tensors: dict[str, Array]) -> tuple[str, str]:
+    """Return the digests of all that decides values, and of what decides embeddings."""
+    embedding: dict[str, object] = {
         "encoder": spec.encoder.model_dump(),
-        "preprocessing": spec.preprocessing.model_dump(),
+        "preprocessing": _deciding(spec.preprocessing),
         "adapter": spec.adapter.model_dump(),
         "translate": spec.translate,
-        "features": h.features,
+        "features": spec.head.features,
         "tensors": {k: hashlib.sha256(v.tobytes()).hexdigest() for k, v in sorted(tensors.items())},
     }
+    if spec.translate_activation != "none":
+        embedding["translate_activation"] = spec.translate_activation
     embedding_digest = _digest(embedding)
-    whole = {
+    whole: dict[str, object] = {
         "embedding": embedding_digest,
-        "genes": h.genes,
-        "unit": h.unit,
-        "head": hashlib.sha256(weights.tobytes() + bias.tobytes()).hexdigest(),
+        "genes": spec.head.genes,
+        "unit": head.unit,
+        "head": hashlib.sha256(head.weights.tobytes() + head.bias.tobytes()).hexdigest(),
     }
-    return Model(spec, head, tensors, str(path), _digest(whole), embedding_digest, dropped)
+    if head.context_um is not None:
+        whole["context_um"] = head.context_um
+    return _digest(whole), embedding_digest
 
 
-def _load_tensors(raw: bytes, where: str) -> dict[str, npt.NDArray[Any]]:
+def _deciding(part: BaseModel) -> dict[str, Any]:
+    defaults = {k: f.default for k, f in type(part).model_fields.items()}
+    return {k: v for k, v in part.model_dump().items() if k not in _LATER or v != defaults[k]}
+
+
+def _digest(data: object) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _per_gene(values: Sequence[float | None], n: int) -> Float32:
+    return np.array([np.nan if v is None else v for v in values] if values else [np.nan] * n, np.float32)
+
+
+def _load_tensors(raw: bytes, where: str) -> dict[str, Array]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     try:
-        tensors: dict[str, npt.NDArray[Any]] = load(raw)
+        tensors: dict[str, Array] = load(raw)
     except (SafetensorError, ValueError, KeyError, TypeError) as e:
         raise BundleError(f"{where}: {TENSOR_FILE} cannot be read ({type(e).__name__}: {e}); get it again") from e
     for name, values in tensors.items():
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
+        # residuals alone may be unknown of a gene
+        wrong = np.isinf(values) if name == RESIDUAL_Q90 else ~np.isfinite(values)
+        if values.dtype.kind == "f" and wrong.any():
             raise BundleError(f"{where}: the tensor {name} holds NaN or infinite numbers; get the bundle again")
     return tensors
-
-
-def parse_spec(raw: bytes, where: str) -> tuple[BundleSpec, tuple[str, ...]]:
-    """Return the validated ``peka.json`` and the keys that this version does not know."""
-    try:
-        data = json.loads(raw)
-    except (ValueError, RecursionError) as e:
-        raise BundleError(f"{where}: {SPEC_FILE} is not JSON ({e}); the bundle is damaged, get it again") from e
-    if not isinstance(data, dict):
-        raise BundleError(f"{where}: {SPEC_FILE} must hold one JSON object, got a {type(data).__name__}")
-    version = data.get("schema")
-    if type(version) is not int or version < 1:
-        raise BundleError(f"{where}: {SPEC_FILE} has no schema number; this is no napari-peka bundle")
-    if version > SCHEMA:
-        raise BundleError(
-            f"{where} has bundle schema {version}, this version of napari-peka reads up to {SCHEMA}; update napari-peka"
-        )
-    try:
-        spec = BundleSpec.model_validate(data)
-    except ValidationError as e:
-        first = e.errors()[0]
-        loc = ".".join(map(str, first["loc"]))
-        raise BundleError(
-            f"{where}: {SPEC_FILE}: {loc}: {first['msg']}; the bundle is damaged or of another kind"
-        ) from e
-    known = {f.alias or n for n, f in BundleSpec.model_fields.items()}
-    return spec, tuple(sorted(set(data) - known))
 
 
 def tensor_shapes(raw: bytes, where: str) -> dict[str, tuple[int, ...]]:
@@ -284,14 +280,10 @@ def tensor_shapes(raw: bytes, where: str) -> dict[str, tuple[int, ...]]:
 
 
 def _checked(spec: BundleSpec, shapes: dict[str, tuple[int, ...]], where: str) -> None:
-    h = spec.head
     card = encoder_card(spec.encoder.name)  # an unknown encoder is said before anything is built
-    d, g = h.n_dims, len(h.genes)
     if len(spec.translate) == 1 or any(n < 1 for n in spec.translate):
         raise BundleError(f"{where}: a translation needs two or more widths, got {spec.translate}")
-    wanted: dict[str, tuple[int, ...]] = {HEAD_WEIGHTS: (d, g), HEAD_BIAS: (g,)}
-    for i, (a, b) in enumerate(zip(spec.translate, spec.translate[1:])):
-        wanted |= {f"{TRANSLATE}{i}.weight": (b, a), f"{TRANSLATE}{i}.bias": (b,)}
+    wanted = _wanted(spec) | _wanted_carried(spec, shapes)
     for name, shape in wanted.items():
         if name not in shapes:
             raise BundleError(f"{where}: the tensor {name} is missing from {TENSOR_FILE}; get the bundle again")
@@ -300,87 +292,56 @@ def _checked(spec: BundleSpec, shapes: dict[str, tuple[int, ...]], where: str) -
                 f"{where}: the tensor {name} has shape {shapes[name]}, {SPEC_FILE} wants {shape}; the two files do not "
                 "belong together"
             )
-    stray = [k for k in shapes if k not in wanted and not k.startswith(ADAPTER)]
+    stray = [k for k in shapes if k not in wanted and not k.startswith((ADAPTER, *CARRIED))]
     if stray:
         raise BundleError(f"{where}: {TENSOR_FILE} holds the unknown tensor {stray[0]}; the bundle is of another kind")
     if any(k.startswith(ADAPTER) for k in shapes) == (spec.adapter.kind == "none"):
         raise BundleError(f"{where}: adapter weights and the adapter kind {spec.adapter.kind!r} do not fit")
-    for name, values in (("gene_ids", h.gene_ids), ("pcc", h.pcc)):
-        if values and len(values) != g:
-            raise BundleError(f"{where}: head.{name} has {len(values)} entries for {g} genes")
-    if len(set(h.genes)) != g:
+    if spec.schema_version < (least := spec.needs_schema(shapes)):
+        raise BundleError(
+            f"{where} says schema {spec.schema_version} and asks for what only schema {least} has; save it again"
+        )
+    _check_head(spec, card, where)
+
+
+def _wanted(spec: BundleSpec) -> dict[str, tuple[int, ...]]:
+    d, g = spec.head.n_dims, len(spec.head.genes)
+    wanted: dict[str, tuple[int, ...]] = {HEAD_WEIGHTS: (d, g), HEAD_BIAS: (g,)}
+    for i, (a, b) in enumerate(zip(spec.translate, spec.translate[1:])):
+        wanted |= {f"{TRANSLATE}{i}.weight": (b, a), f"{TRANSLATE}{i}.bias": (b,)}
+    return wanted
+
+
+def _wanted_carried(spec: BundleSpec, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the carried tensors that are there and known; others are kept for who knows them."""
+    d, g = spec.head.embedding_dims, len(spec.head.genes)
+    wanted: dict[str, tuple[int, ...]] = {RESIDUAL_Q90: (g,)} if RESIDUAL_Q90 in shapes else {}
+    for name, shape in shapes.items():
+        if name.startswith(BASELINE) and name.endswith(".weights"):
+            wanted |= {name: (*shape[:1], g), f"{name.removesuffix('.weights')}.bias": (g,)}
+        elif name.startswith(BASELINE) and name.endswith(".bias"):
+            wanted[name] = (g,)
+    if any(name.startswith("reference.") for name in shapes):
+        k = (shapes.get(reference.VARIANCES) or (0,))[0]
+        wanted |= {reference.MEAN: (d,), reference.AXES: (k, d), reference.VARIANCES: (k,)}
+        wanted |= {reference.RESIDUAL: (1,), reference.PERCENTILES: (101,)}
+    return wanted
+
+
+def _check_head(spec: BundleSpec, card: EncoderCard, where: str) -> None:
+    h = spec.head
+    for name, values in (("gene_ids", h.gene_ids), ("pcc", h.pcc), ("attainable_pcc", h.attainable_pcc)):
+        if values and len(values) != len(h.genes):
+            raise BundleError(f"{where}: head.{name} has {len(values)} entries for {len(h.genes)} genes")
+    if len(set(h.genes)) != len(h.genes):
         raise BundleError(f"{where}: gene names of the head are not unique")
     if (h.features == "image") == bool(spec.translate):
         raise BundleError(f"{where}: features {h.features!r} and a translation of {spec.translate} do not fit")
-    if card.dim and h.features == "image" and d != card.dim:
-        raise BundleError(f"{where}: the gene head reads {d} numbers, {card.name} gives {card.dim}")
-
-
-def _read_file(path: Path, limit: int) -> bytes:
-    try:
-        if path.stat().st_size > limit:
-            raise BundleError(f"{path} is larger than {limit >> 20} MiB, too large for a bundle")
-        return path.read_bytes()
-    except FileNotFoundError as e:
-        raise BundleError(f"{path.parent} is no model bundle: {path.name} is missing") from e
-    except OSError as e:
-        raise BundleError(f"cannot read {path}: {e.strerror or e}") from e
-
-
-def _read_zip(path: Path) -> dict[str, bytes]:
-    """Return the two files of a zipped bundle after checking names, links and sizes of every member."""
-    if not zipfile.is_zipfile(path):
-        raise BundleError(f"{path} is neither a bundle folder nor a .zip of one")
-    found: dict[str, bytes] = {}
-    try:
-        with zipfile.ZipFile(path) as z:
-            members = [m for m in z.infolist() if not m.is_dir()]
-            if len(members) > 1000 or sum(m.file_size for m in members) > MAX_BYTES:
-                raise BundleError(f"{path.name} is too large for a bundle (over 1000 files or {MAX_BYTES >> 30} GiB)")
-            for m in members:
-                _check_member(m, path.name)
-                name = PurePosixPath(m.filename)
-                if name.name in MAX_BYTES_OF and len(name.parts) <= 2:
-                    if name.name in found:
-                        raise BundleError(f"{path.name} holds {name.name} twice")
-                    found[name.name] = _inflate(z, m, MAX_BYTES_OF[name.name], path.name)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError) as e:
-        if isinstance(e, BundleError):
-            raise
-        raise BundleError(f"{path.name} is a damaged .zip ({e}); get the bundle again") from e
-    missing = [n for n in MAX_BYTES_OF if n not in found]
-    if missing:
-        raise BundleError(f"{path.name} is no model bundle: {missing[0]} is missing at its top or in its one folder")
-    return found
-
-
-def _inflate(z: zipfile.ZipFile, m: zipfile.ZipInfo, limit: int, where: str) -> bytes:
-    """Return a member's bytes; never more than it claims are inflated, whatever the stream holds."""
-    if m.file_size > limit:
-        raise BundleError(f"{where}: {m.filename} is absurdly large ({m.file_size >> 20} MiB)")
-    if m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others inflate without a bound
-        raise BundleError(f"{where}: {m.filename} is packed in a way that no bundle is; zip it again")
-    if m.file_size > max(SMALL_BYTES, MAX_RATIO * m.compress_size):
-        raise BundleError(f"{where}: {m.filename} claims to inflate to {m.file_size >> 20} MiB; do not use this file")
-    with z.open(m) as f:
-        data = f.read(m.file_size)  # with a number, zlib is asked for no more; without, it inflates all there is
-        if len(data) != m.file_size:
-            raise BundleError(f"{where}: {m.filename} is shorter than it claims; get the bundle again")
-    return data
-
-
-def _check_member(m: zipfile.ZipInfo, where: str) -> None:
-    name = m.filename.replace("\\", "/")
-    parts = PurePosixPath(name).parts
-    if name.startswith("/") or ".." in parts or ":" in name or "\0" in name or len(parts) > 3:
-        raise BundleError(f"{where} holds the unsafe name {m.filename!r}; do not use this file")
-    if m.flag_bits & 0x1:
-        raise BundleError(f"{where}: {m.filename!r} is encrypted, which no bundle is; unpack it and zip it again")
-    if stat.S_ISLNK(m.external_attr >> 16):
-        raise BundleError(f"{where} holds a link ({m.filename!r}); do not use this file")
-    if PurePosixPath(name).suffix.lower() not in ALLOWED_ENDINGS:
-        raise BundleError(f"{where} holds {m.filename!r}, a kind of file that no bundle has; do not use this file")
-
-
-def _digest(data: object) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    if spec.translate_activation != "none" and not spec.translate:
+        raise BundleError(f"{where}: there is no translation that the activation {spec.translate_activation!r} ends")
+    if h.context_um is not None and h.n_dims % 2:
+        raise BundleError(f"{where}: a head with context reads two embeddings, so not {h.n_dims} numbers")
+    gives = card.dim * len(spec.preprocessing.views)
+    as_published = not spec.preprocessing.blocks and spec.preprocessing.pooling is None
+    if card.dim and as_published and h.features == "image" and h.embedding_dims != gives:
+        raise BundleError(f"{where}: the gene head reads {h.embedding_dims} numbers, {card.name} gives {gives}")

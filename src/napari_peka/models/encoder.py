@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import nn
 from napari_peka.core.errors import BundleError, DeviceError, SettingError, UnknownName, near_names
 from napari_peka.models._torchvision import ensure_torchvision
 from napari_peka.models.keymaps import to_encoder
-from napari_peka.models.registry import TIMM_PREFIX, EncoderCard
+from napari_peka.models.registry import POOLED, TIMM_PREFIX, EncoderCard
 from napari_peka.models.weights import check_sha256, find_weights, read_shapes, read_tensors
 
 SEED = 20260211
@@ -48,11 +50,23 @@ class AttentionPooler(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A timm model and the pooling that its card asks for: normalised ``(b, 3, px, px)`` to ``(b, dim)``."""
+    """A timm model and the pooling that its card asks for: normalised ``(b, 3, px, px)`` to ``(b, dim)``.
 
-    def __init__(self, trunk: nn.Module, pooling: str, pooler: nn.Module | None = None) -> None:
+    Parameters
+    ----------
+    trunk
+        The timm model.
+    pooling, blocks
+        See :class:`EncoderCard`; blocks of a network that is no row of them are its stages.
+    pooler
+        The checkpoint's own, for ``"attention"``.
+    """
+
+    def __init__(
+        self, trunk: nn.Module, pooling: str, pooler: nn.Module | None = None, blocks: tuple[int, ...] = ()
+    ) -> None:
         super().__init__()
-        self.trunk, self.pooling, self.pooler = trunk, pooling, pooler
+        self.trunk, self.pooling, self.pooler, self.blocks = trunk, pooling, pooler, blocks
         self.n_prefix = int(getattr(trunk, "num_prefix_tokens", 0))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -60,17 +74,44 @@ class Encoder(nn.Module):
         if self.pooling == "model":
             out: torch.Tensor = self.trunk(x)
             return out
-        return self.pool(self.trunk.forward_features(x))
+        if not self.blocks:
+            return self.pool(self.trunk.forward_features(x))
+        return torch.cat([self.pool(tokens) for tokens in self._after_blocks(x)], dim=-1)
+
+    def _after_blocks(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return the tokens after each of the blocks that are read, class and register tokens first."""
+        trunk: Any = self.trunk
+        if not _is_row(trunk):
+            maps = trunk.forward_intermediates(
+                x, indices=list(self.blocks), norm=True, stop_early=True, intermediates_only=True
+            )
+            return [m.flatten(2).transpose(1, 2) for m in maps]
+        seen: dict[int, torch.Tensor] = {}
+
+        def keep(number: int, _: nn.Module, __: Any, tokens: torch.Tensor) -> None:
+            seen[number] = tokens
+
+        # timm's own functions return tokens of whole encoders only; this one may be the back half of one
+        hooks = [trunk.blocks[i].register_forward_hook(partial(keep, i)) for i in self.blocks]
+        try:
+            trunk.forward_features(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [trunk.norm(seen[i]) for i in self.blocks]
 
     def pool(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return ``(b, dim)`` from all tokens ``(b, n, width)``, class and register tokens first."""
         if self.pooler is not None:
             pooled: torch.Tensor = self.pooler(tokens)
             return pooled
-        if self.pooling == "cls":
-            return tokens[:, 0]
-        mean = tokens[:, self.n_prefix :].mean(1)
-        return mean if self.pooling == "mean" else torch.cat([tokens[:, 0], mean], dim=-1)
+        patches = tokens[:, self.n_prefix :]
+        parts = {
+            "cls": lambda: tokens[:, 0],
+            "mean": lambda: patches.mean(1),
+            "std": lambda: patches.float().std(1, correction=0).to(tokens.dtype),
+        }
+        return torch.cat([parts[part]() for part in self.pooling.split("+")], dim=-1)
 
 
 def complete(card: EncoderCard) -> EncoderCard:
@@ -110,6 +151,47 @@ def complete(card: EncoderCard) -> EncoderCard:
     return dataclasses.replace(card, **known)
 
 
+def read_at(card: EncoderCard, blocks: Sequence[int] = (), pooling: str | None = None) -> EncoderCard:
+    """Return the card of the same encoder, read elsewhere.
+
+    Parameters
+    ----------
+    card
+        As published.
+    blocks, pooling
+        See :class:`EncoderCard`; empty and None leave it as it is.
+
+    Raises
+    ------
+    SettingError
+        If the encoder has no such block, or cannot be pooled so.
+    """
+    if not blocks and pooling in (None, card.pooling):
+        return card
+    if card.pooling == "attention":
+        raise SettingError(f"{card.name} is read through a pooler of its own; leave blocks and pooling away")
+    card, pooling = complete(card), pooling or card.pooling
+    if not set(pooling.split("+")) <= set(POOLED):
+        raise SettingError(
+            f"{card.name} is pooled by {pooling!r}, which speaks of its last block only; with blocks, say pooling = "
+            "mean, cls, mean+std or the like"
+        )
+    with torch.device("meta"):
+        encoder = build_encoder(dataclasses.replace(card, pooling=pooling))
+    trunk: Any = encoder.trunk
+    widths = [int(stage["num_chs"]) for stage in trunk.feature_info]
+    wrong = [b for b in blocks if not 0 <= b < len(widths)]
+    if wrong or list(blocks) != sorted(set(blocks)):
+        raise SettingError(
+            f"{card.name} has blocks 0 to {len(widths) - 1}, each of which can be read once, in ascending order; got "
+            f"{list(blocks)}"
+        )
+    if "cls" in pooling.split("+") and not getattr(trunk, "num_prefix_tokens", 0):
+        raise SettingError(f"{card.name} has no class token; say pooling = mean or mean+std")
+    read = [widths[b] for b in blocks] or [int(trunk.num_features)]
+    return dataclasses.replace(card, blocks=tuple(blocks), pooling=pooling, dim=sum(read) * len(pooling.split("+")))
+
+
 def build_encoder(card: EncoderCard) -> Encoder:
     """Build the architecture of a card with timm's fresh weights, on torch's current default device.
 
@@ -137,12 +219,12 @@ def build_encoder(card: EncoderCard) -> Encoder:
     pooler = None
     if card.pooling == "attention":
         pooler = AttentionPooler(trunk.num_features, card.dim, *POOLERS[card.layout])
-    return Encoder(trunk, card.pooling, pooler)
+    return Encoder(trunk, card.pooling, pooler, card.blocks)
 
 
 def load_encoder(
     card: EncoderCard, *, weights: str | Path | None = None, offline: bool = False, random: bool = False
-) -> nn.Module:
+) -> Encoder:
     """Return an encoder ready for inference: eval mode, float32, on the CPU.
 
     Parameters
@@ -164,6 +246,18 @@ def load_encoder(
         If the file is damaged, or is not of this encoder; the first tensor that differs is named.
     """
     card = complete(card)
+    return _cut_behind(_load(card, weights, offline, random))
+
+
+def _cut_behind(encoder: Encoder) -> Encoder:
+    """Drop the blocks that nobody reads."""
+    trunk: Any = encoder.trunk
+    if encoder.blocks and _is_row(trunk):
+        trunk.blocks = trunk.blocks[: max(encoder.blocks) + 1]
+    return encoder
+
+
+def _load(card: EncoderCard, weights: str | Path | None, offline: bool, random: bool) -> Encoder:
     has_none = card.hub_id is None and card.weights_file is None and not card.name.startswith(TIMM_PREFIX)
     if random or (weights is None and has_none):
         return _random(card)
@@ -180,7 +274,8 @@ def load_encoder(
         encoder = build_encoder(card)
     owned = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     encoder.load_state_dict(owned, strict=True, assign=True)
-    return encoder.eval().requires_grad_(False)
+    encoder.eval().requires_grad_(False)
+    return encoder
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -260,10 +355,12 @@ class Normaliser(nn.Module):
         return torch.addcmul(self.shift, x, self.scale)
 
 
-def _random(card: EncoderCard) -> nn.Module:
+def _random(card: EncoderCard) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        return build_encoder(card).float().eval().requires_grad_(False)
+        encoder = build_encoder(card)
+        encoder.float().eval().requires_grad_(False)
+        return encoder
 
 
 def _check_tile(card: EncoderCard, trunk: nn.Module) -> None:
@@ -281,6 +378,11 @@ def _check_tile(card: EncoderCard, trunk: nn.Module) -> None:
     takes = embed.img_size
     if takes is not None and card.px != int(takes[0]):
         raise SettingError(f"tiles for {card.name} must be {takes[0]} px wide, got {card.px}")
+
+
+def _is_row(trunk: nn.Module) -> bool:
+    """Return whether a network is one row of transformer blocks with tokens between."""
+    return hasattr(trunk, "num_prefix_tokens") and hasattr(trunk, "blocks") and hasattr(trunk, "norm")
 
 
 def _layer(key: str, value: Any) -> Any:

@@ -23,9 +23,11 @@ BIOPTIMUS: tuple[RGB, RGB] = ((0.707223, 0.578729, 0.703617), (0.211883, 0.23011
 HIBOU: tuple[RGB, RGB] = ((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816))
 LUNIT: tuple[RGB, RGB] = ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464))
 
-POOLINGS = ("cls", "mean", "cls+mean", "attention", "model")
+#: numbers that a block's tokens are summed up in: class token, mean and standard deviation of the patch tokens
+POOLED = ("cls", "mean", "std")
+POOLINGS = ("cls", "mean", "cls+mean", "mean+std", "cls+mean+std", "attention", "model")
 LAYOUTS = ("timm", "hf-vit", "hf-dinov2", "conch", "conch15")
-ADAPTER_KINDS = ("none", "bone", "lora", "adalora", "hra", "dora", "full")
+ADAPTER_KINDS = ("none", "bone", "bat", "lora", "adalora", "hra", "dora", "full")
 #: prefix of a name that means "this timm model as timm describes it"
 TIMM_PREFIX = "timm:"
 
@@ -47,8 +49,11 @@ class EncoderCard:
     mean, std
         Per-channel normalisation of values in 0 to 1.
     pooling
-        ``"cls"``; ``"mean"`` of patch tokens; ``"cls+mean"``: both, concatenated; ``"attention"``: the checkpoint's
-        own attentional pooler; ``"model"``: the module's own pooled output.
+        ``"cls"``; ``"mean"`` or ``"std"`` (standard deviation) of patch tokens; several of these, concatenated, such as
+        ``"cls+mean"``; ``"attention"``: the checkpoint's own attentional pooler; ``"model"``: the module's own output.
+    blocks
+        Blocks after which tokens are taken (counted from 0; through the encoder's last normalisation), each pooled,
+        concatenated; later blocks are not computed. Empty: after the last one, as published.
     licence, gated
         SPDX name or the owner's words; whether its page asks for consent before a download.
     hub_id, revision, weights_file, sha256
@@ -82,6 +87,7 @@ class EncoderCard:
     layout: str = "timm"
     antialias: bool = False
     kwargs: Kwargs = ()
+    blocks: tuple[int, ...] = ()
     page: str = ""
     note: str = ""
 
@@ -101,19 +107,24 @@ class AdapterSpec:
     Parameters
     ----------
     kind
-        ``"none"``, ``"bone"``, ``"lora"``, ``"adalora"``, ``"hra"``, ``"dora"`` or ``"full"`` (all weights train).
+        ``"none"``, ``"bone"``, ``"bat"`` (Bone's second form), ``"lora"``, ``"adalora"``, ``"hra"``, ``"dora"`` or
+        ``"full"`` (all weights train).
     rank
-        Rank; None for the kind's usual one. Meaningless for ``"none"`` and ``"full"``.
+        Rank; None for the one at which about 5 % of all weights train. Meaningless for ``"none"`` and ``"full"``.
     target
-        Regular expression that must match the whole name of a linear layer.
+        Regular expression that must match the whole name of a layer; None for every block's attention, or what such
+        an encoder has instead (see `models.targets`).
     options
-        More arguments of the kind; ``{"init_weights": "bat"}`` is Bone's second form.
+        More arguments of the kind, as peft names them.
+    last_blocks
+        Only layers in so many last blocks; None for all. For encoders that are one row of blocks.
     """
 
     kind: str = "none"
     rank: int | None = None
-    target: str = r".*\.attn\.qkv"
+    target: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    last_blocks: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ADAPTER_KINDS:
@@ -123,6 +134,8 @@ class AdapterSpec:
             )
         if self.rank is not None and self.rank < 1:
             raise SettingError(f"the rank of an adapter must be 1 or more, got {self.rank}")
+        if self.kind == "full" and self.last_blocks is not None:
+            raise SettingError("full trains all blocks: leave last_blocks away, or take another adapter")
 
 
 def _card(name: str, arch: str, dim: int, norm: tuple[RGB, RGB], licence: str, **more: Any) -> EncoderCard:

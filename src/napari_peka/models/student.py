@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from torch import nn
 
 from napari_peka.core.errors import BundleError
 from napari_peka.models.bundle import ADAPTER, TRANSLATE, Model
-from napari_peka.models.encoder import Normaliser, complete, load_encoder
+from napari_peka.models.encoder import Normaliser, complete, load_encoder, read_at
+
+#: tiles whose wide crops are resized at once: in float32 a crop of 896 px takes 10 MB
+_RESIZED_AT_ONCE = 8
 
 
 class Student(nn.Module):
@@ -21,13 +25,19 @@ class Student(nn.Module):
     Parameters
     ----------
     encoder
-        Maps normalised tiles ``(b, 3, S, S)`` to ``(b, d)``.
+        Maps normalised tiles ``(b, 3, px, px)`` to ``(b, d)``.
     mean, std
         Per-channel normalisation of values in 0 to 1.
     translate
-        Maps ``(b, d)`` to the teacher's ``(b, d_teacher)``; None for a model without one.
+        Maps the image embedding ``(b, d * len(views))`` to the teacher's ``(b, d_teacher)``; None for a model
+        without one.
     features
         What :meth:`forward` returns: ``"image"``, ``"peka"`` or ``"image+peka"`` (concatenated).
+    rotations
+        Images of a tile over which its embedding is averaged: 1, 4 (quarter turns) or 8 (and their mirror images).
+    views
+        Widths of the crops whose embeddings are concatenated, in multiples of the encoder's px. A tile must be as
+        wide as the widest; each crop lies in its middle and is resized to px.
     """
 
     def __init__(
@@ -37,35 +47,79 @@ class Student(nn.Module):
         std: tuple[float, ...],
         translate: nn.Module | None = None,
         features: str = "image",
+        *,
+        rotations: int = 1,
+        views: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__()
         self.encoder, self.translate, self.features = encoder, translate, features
+        self.rotations, self.views = rotations, tuple(views)
         self.normalise = Normaliser(mean, std)
 
     def embed(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Return the encoder's embedding of uint8 tiles ``(b, S, S, 3)``, shape ``(b, d)``."""
-        out: torch.Tensor = self.encoder(self.normalise(tiles))
-        return out
+        """Return the image embedding of uint8 tiles ``(b, S, S, 3)``, shape ``(b, d * len(views))``.
+
+        Images and crops are embedded one after another: they take time, not memory.
+        """
+        parts = [self._averaged(self._crop(tiles, width)) for width in self.views]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _averaged(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Return the mean embedding of a crop's images, ``(b, d)``."""
+        x = self.normalise(tiles)
+        if self.rotations == 1:
+            alone: torch.Tensor = self.encoder(x)
+            return alone
+        return torch.stack([self.encoder(image).float() for image in _dihedral(x, self.rotations)]).mean(0)
+
+    def _crop(self, tiles: torch.Tensor, width: float) -> torch.Tensor:
+        """Return the middle of the tiles as the encoder takes it: ``(b, px, px, 3)``, uint8 or float32."""
+        side, widest = tiles.shape[1], max(self.views)
+        px, crop = round(side / widest), round(side * width / widest)
+        at = (side - crop) // 2
+        middle = tiles[:, at : at + crop, at : at + crop]
+        if crop == px:
+            return middle
+        return torch.cat([_resized(few, px, self.normalise.scale.device) for few in middle.split(_RESIZED_AT_ONCE)])
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Return the features that the gene head reads, shape ``(b, n_dims)``."""
+        """Return the features that the gene head reads, shape ``(b, embedding_dims)``."""
         image = self.embed(tiles)
         if self.features == "image" or self.translate is None:
             return image
-        peka: torch.Tensor = self.translate(image)
+        peka: torch.Tensor = self.translate(image.to(self.normalise.scale.dtype))  # an average is always float32
         return peka if self.features == "peka" else torch.cat([image, peka], 1)
 
 
-def translate_mlp(dims: list[int]) -> nn.Module:
+def _dihedral(x: torch.Tensor, n: int) -> Iterator[torch.Tensor]:
+    """Yield the first `n` of the eight images of ``(b, c, h, w)``: four quarter turns, then those of the mirror."""
+    for i in range(n):
+        yield torch.rot90(x.flip(3) if i >= 4 else x, i % 4, (2, 3))
+
+
+def _resized(tiles: torch.Tensor, px: int, device: torch.device) -> torch.Tensor:
+    x = tiles.to(device).permute(0, 3, 1, 2).float()
+    small = nn.functional.interpolate(x, size=(px, px), mode="bilinear", antialias=True, align_corners=False)
+    return small.permute(0, 2, 3, 1)
+
+
+def translate_mlp(dims: list[int], activation: str = "none") -> nn.Module:
     """Return the MLP from the encoder's width to the teacher's: linear layers with ReLU between.
 
     Source: the shape that the PEKA paper gives (arXiv 2504.07061): one hidden layer of 512.
+
+    Parameters
+    ----------
+    dims
+        Widths, two or more.
+    activation
+        ``"relu"`` ends it with one: a gene head that reads it is then an MLP's last layer.
     """
     layers: list[nn.Module] = []
     for i, (a, b) in enumerate(pairwise(dims)):
         layers += [nn.ReLU()] if i else []
         layers.append(nn.Linear(a, b))
-    return nn.Sequential(*layers)
+    return nn.Sequential(*layers, *([nn.ReLU()] if activation == "relu" else []))
 
 
 def build_student(model: Model, *, weights: str | Path | None = None, offline: bool = False) -> Student:
@@ -88,7 +142,7 @@ def build_student(model: Model, *, weights: str | Path | None = None, offline: b
         If the encoder's weights are not those that the bundle was made with, or the bundle's tensors do not fit it.
     """
     spec, p = model.spec, model.spec.preprocessing
-    card = complete(dataclasses.replace(model.card, px=p.tile_px))
+    card = read_at(complete(dataclasses.replace(model.card, px=p.tile_px)), p.blocks, p.pooling)
     if spec.encoder.sha256 and card.sha256 and spec.encoder.sha256 != card.sha256:
         raise BundleError(
             f"{model.name} was made with other weights of {card.name} (sha256 {spec.encoder.sha256[:12]}, here "
@@ -98,15 +152,14 @@ def build_student(model: Model, *, weights: str | Path | None = None, offline: b
     card = dataclasses.replace(
         card, sha256=made_with.sha256 or card.sha256, revision=made_with.revision or card.revision
     )
-    width = {"image": card.dim, "peka": (spec.translate or [0])[-1]}
+    image = card.dim * len(p.views)
+    width = {"image": image, "peka": (spec.translate or [0])[-1]}
     width["image+peka"] = width["image"] + width["peka"]
-    if spec.translate and spec.translate[0] != card.dim:
+    if spec.translate and spec.translate[0] != image:
+        raise BundleError(f"{model.name}: the translation reads {spec.translate[0]} numbers, {card.name} gives {image}")
+    if width[spec.head.features] != model.head.embedding_dims:
         raise BundleError(
-            f"{model.name}: the translation reads {spec.translate[0]} numbers, {card.name} gives {card.dim}"
-        )
-    if width[spec.head.features] != model.head.n_dims:
-        raise BundleError(
-            f"{model.name}: the gene head reads {model.head.n_dims} numbers, "
+            f"{model.name}: the gene head reads {model.head.embedding_dims} numbers, "
             f"{card.name} gives {width[spec.head.features]}"
         )
     encoder = load_encoder(card, weights=weights, offline=offline)
@@ -117,7 +170,9 @@ def build_student(model: Model, *, weights: str | Path | None = None, offline: b
         add_adapter(encoder, model.adapter)
         load_adapter_state(encoder, _torch(model, ADAPTER))
         encoder = merge_adapter(encoder)
-    student = Student(encoder, p.mean, p.std, _translation(model), spec.head.features)
+    student = Student(
+        encoder, p.mean, p.std, _translation(model), spec.head.features, rotations=p.rotations, views=p.views
+    )
     student.eval().requires_grad_(False)
     return student
 
@@ -125,7 +180,7 @@ def build_student(model: Model, *, weights: str | Path | None = None, offline: b
 def _translation(model: Model) -> nn.Module | None:
     if not model.spec.translate:
         return None
-    translate = translate_mlp(model.spec.translate)
+    translate = translate_mlp(model.spec.translate, model.spec.translate_activation)
     tensors = _torch(model, TRANSLATE)
     for i, layer in enumerate(m for m in translate if isinstance(m, nn.Linear)):
         layer.weight.data.copy_(tensors[f"{i}.weight"])

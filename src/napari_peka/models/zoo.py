@@ -161,7 +161,8 @@ def show(name: str) -> dict[str, Any]:
     except UnknownName as e:
         raise UnknownName(f"{e}{near_names(name, ENCODERS)}") from None
     spec = model.spec.model_dump(by_alias=True)
-    spec["head"] = {k: v for k, v in spec["head"].items() if k not in ("genes", "gene_ids", "pcc")}
+    long = ("genes", "gene_ids", "pcc", "attainable_pcc")
+    spec["head"] = {k: v for k, v in spec["head"].items() if k not in long}
     return {**_brief(name, model), **spec, "digest": model.digest, "unknown_keys": list(model.dropped)}
 
 
