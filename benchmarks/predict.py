@@ -25,7 +25,7 @@ import napari_peka as peka
 from napari_peka.config import PredictConfig
 from napari_peka.infer.engine import read_tiles
 from napari_peka.io.sample import sample_slide
-from napari_peka.workflows import plan_tiles
+from napari_peka.workflows.predict import plan_tiles
 
 
 def main() -> None:

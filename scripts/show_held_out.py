@@ -1,17 +1,16 @@
 #!/usr/bin/env python3
-"""Draw what the demo model predicts on the section that was left out of its training, beside what was measured there.
+"""Draw what a model predicts on a section that was left out of its training, beside what was measured there.
 
-    python scripts/show_held_out.py DATA [--genes ERBB2,CD24] [-o docs/img/held_out.png]
+    napari-peka train DATA/C2.tsv.gz DATA/C3.tsv.gz DATA/C4.tsv.gz DATA/C5.tsv.gz --patient C --hold-out C5 -o MODEL
+    python scripts/show_held_out.py MODEL DATA/C5.tsv.gz [--genes ERBB2,CD24] [-o docs/img/held_out.png]
 
-DATA is the folder of `train_demo.py`. The section is the one that the bundle names as held out; a section that the
-model was fitted on is refused. The correlation in each title is that of the map, read at the nearest tile, with the
-measured spots.
+A section that the model was fitted on is refused. The correlation in each title is that of the map, read at the nearest
+tile, with the measured spots.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -24,28 +23,26 @@ from scipy.spatial import cKDTree
 import napari_peka as peka
 from napari_peka.config import PredictConfig
 from napari_peka.io.figure import COLORMAP, contrast_limits
-
-sys.path.insert(0, str(Path(__file__).parent))
-from train_demo import read_spots, targets_of
+from napari_peka.training.targets import expression
 
 
 def main() -> None:
     args = arguments()
-    model = peka.load_model("demo")
-    name = model.spec.training["summary"]["held_out"]
-    spots, counts, mpp = read_spots(args.data, name)
-    centre = spots[["pixel_y", "pixel_x"]].to_numpy(float)
-    with peka.open_slide(args.data / f"{name}.jpg", mpp=mpp) as slide:
-        if slide.fingerprint in {s["fingerprint"] for s in model.spec.training["sections"]}:
-            raise SystemExit(f"{name} was used to fit the model")
-        prediction = peka.predict(slide, model, config=PredictConfig(stride_px=75))
-        image = slide.thumbnail(1600)
-        shape = slide.shape
+    model = peka.load_model(args.model)
+    with peka.read_section(args.section) as section:
+        seen = {t["fingerprint"] for t in model.trained_on if t.get("part") == "train"}
+        if section.fingerprint in seen:
+            raise SystemExit(f"{section.section_id} was used to fit the model")
+        slide, name, centre, mpp = section.slide, section.section_id, section.centre_yx, section.slide.mpp[0]
+        prediction = peka.predict(slide, model, config=PredictConfig(stride_px=112))
+        image, shape = slide.thumbnail(1600), slide.shape
+        counts, totals = section.counts, np.asarray(section.counts.sum(1)).ravel()
+        columns = {gene: i for i, gene in enumerate(section.genes)}
     distance, nearest = cKDTree(prediction.tiles.centre_yx).query(centre)
     on_map = distance < 100 / mpp  # half the pitch: spots off the tissue mask have no tile
     print(f"{name}: {on_map.sum()} of {len(centre)} spots lie on the map")
     genes = [prediction.genes[prediction.head.index(g)] for g in args.genes.split(",")]
-    measured = targets_of(counts, genes)
+    measured = expression(counts[:, [columns[g] for g in genes]], totals, prediction.unit)
     figure, axes = plt.subplots(len(genes), 3, figsize=(12, 3.6 * len(genes)), layout="constrained", squeeze=False)
     low, high = centre.min(0) - 300, centre.max(0) + 300
     for row, gene in enumerate(genes):
@@ -78,7 +75,8 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("section", type=Path)
     parser.add_argument("--genes", default="ERBB2,CD24")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/img/held_out.png"))
     return parser.parse_args()

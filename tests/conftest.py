@@ -22,6 +22,7 @@ def _own_models_folder(tmp_path_factory, monkeypatch):
     """No test sees the models of whoever runs it, and none reaches a hub."""
     monkeypatch.setenv("NAPARI_PEKA_MODELS", str(tmp_path_factory.getbasetemp() / "models"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("NAPARI_PEKA_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture(scope="session")

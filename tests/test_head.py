@@ -31,6 +31,12 @@ def test_values_are_embedding_times_weights_plus_bias(n):
     np.testing.assert_allclose(h.matrix(x, ["COL1A1"])[:, 0], want[:, 1], rtol=1e-5, atol=1e-5)
 
 
+def test_without_context_the_weights_are_as_wide_as_the_embedding():
+    assert head().n_dims == head().embedding_dims == 6
+    assert head(context_um=50.0).n_dims == 6
+    assert head(context_um=50.0).embedding_dims == 3
+
+
 def test_a_tile_that_was_not_read_has_no_value():
     x = np.ones((3, 6), np.float16)
     x[1] = np.nan

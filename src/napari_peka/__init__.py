@@ -9,37 +9,59 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from napari_peka.config import PredictConfig
+    from napari_peka.config import BenchmarkConfig, EvaluateConfig, PredictConfig, TrainConfig
     from napari_peka.core.errors import PekaError
     from napari_peka.infer.tissue import find_tissue
     from napari_peka.io.figure import write_map
     from napari_peka.io.regions import read_regions
-    from napari_peka.io.sample import sample_slide
+    from napari_peka.io.registration import fit_affine
+    from napari_peka.io.sample import sample_section, sample_sections, sample_slide
+    from napari_peka.io.section import Section, read_section, read_sections
     from napari_peka.io.slide import Slide, open_slide
     from napari_peka.io.store import Prediction, read_prediction
     from napari_peka.models.zoo import load_model
-    from napari_peka.workflows import load_forward, plan_tiles, predict
+    from napari_peka.training.evaluate import EvaluationReport, read_report
+    from napari_peka.workflows.benchmark import benchmark
+    from napari_peka.workflows.evaluate import evaluate
+    from napari_peka.workflows.predict import load_forward, plan_tiles, predict
+    from napari_peka.workflows.train import train
 
 _FACE = {
+    "BenchmarkConfig": "config",
+    "EvaluateConfig": "config",
+    "EvaluationReport": "training.evaluate",
     "PekaError": "core.errors",
     "PredictConfig": "config",
     "Prediction": "io.store",
+    "Section": "io.section",
     "Slide": "io.slide",
+    "TrainConfig": "config",
+    "benchmark": "workflows.benchmark",
+    "evaluate": "workflows.evaluate",
     "find_tissue": "infer.tissue",
-    "load_forward": "workflows",
+    "fit_affine": "io.registration",
+    "load_forward": "workflows.predict",
     "load_model": "models.zoo",
     "open_slide": "io.slide",
-    "plan_tiles": "workflows",
-    "predict": "workflows",
+    "plan_tiles": "workflows.predict",
+    "predict": "workflows.predict",
     "read_prediction": "io.store",
     "read_regions": "io.regions",
+    "read_report": "training.evaluate",
+    "read_section": "io.section",
+    "read_sections": "io.section",
+    "sample_section": "io.sample",
+    "sample_sections": "io.sample",
     "sample_slide": "io.sample",
+    "train": "workflows.train",
     "write_map": "io.figure",
 }
 
 __all__ = [
-    "PekaError", "PredictConfig", "Prediction", "Slide", "find_tissue", "load_forward", "load_model", "open_slide",
-    "plan_tiles", "predict", "read_prediction", "read_regions", "sample_slide", "write_map",
+    "BenchmarkConfig", "EvaluateConfig", "EvaluationReport", "PekaError", "PredictConfig", "Prediction", "Section",
+    "Slide", "TrainConfig", "benchmark", "evaluate", "find_tissue", "fit_affine", "load_forward", "load_model",
+    "open_slide", "plan_tiles", "predict", "read_prediction", "read_regions", "read_report", "read_section",
+    "read_sections", "sample_section", "sample_sections", "sample_slide", "train", "write_map",
 ]  # fmt: skip
 
 

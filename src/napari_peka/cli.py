@@ -7,9 +7,7 @@ holds one JSON document and nothing else; progress and messages go to standard e
 from __future__ import annotations
 
 import errno
-import json
 import logging
-import math
 import os
 import re
 import signal
@@ -24,6 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from napari_peka import cli_learn
+from napari_peka.cli_output import write_result
 from napari_peka.core.errors import (
     DeviceError,
     EncoderUnavailable,
@@ -91,8 +91,8 @@ def main(args: list[str] | None = None) -> None:
                 raise KeyboardInterrupt
             if sys.stdout is not None:
                 sys.stdout.flush()
-        except (KeyboardInterrupt, Cancelled, typer.Abort):
-            code = _fail("interrupted; the same command goes on from here", INTERRUPTED)
+        except (KeyboardInterrupt, Cancelled, typer.Abort) as e:
+            code = _fail(str(e) or "interrupted; the same command goes on from here", INTERRUPTED)
         except SystemExit as e:  # typer ends by itself when nobody reads standard output any more
             code = _fail("standard output was closed before all was written", 1) if e.code else 0
         except Exception as e:  # noqa: BLE001 - a person never gets a traceback
@@ -159,19 +159,6 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _out(data: Any, as_json: bool, text: str) -> None:
-    print(json.dumps(_finite(data), indent=1, allow_nan=False) if as_json else text)  # noqa: T201
-
-
-def _finite(data: Any) -> Any:
-    """Return data for JSON, which has no NaN: it becomes null."""
-    if isinstance(data, dict):
-        return {str(k): _finite(v) for k, v in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(v) for v in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
-
-
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for picture and map.")] = Path(
@@ -190,7 +177,7 @@ def demo(
     entry = _predict_one(sample_slide(), _model("demo"), output, [DEMO_GENE], config=config, overwrite=True)
     if "error" in entry:
         raise typer.Exit(_fail(entry["error"], entry["code"]))
-    _out(entry, as_json, f"map      {entry['output']}\npicture  {entry['pictures'][0]}")
+    write_result(entry, as_json, f"map      {entry['output']}\npicture  {entry['pictures'][0]}")
     if open_napari:
         _open_napari(sample_slide(), entry["output"], DEMO_GENE)
 
@@ -207,7 +194,7 @@ def info(
 
     with open_slide(slide, mpp=mpp) as opened:
         data = opened.info()
-    _out(data, as_json, info_text(data))
+    write_result(data, as_json, info_text(data))
 
 
 @app.command()
@@ -240,7 +227,7 @@ def predict(
     """Predict the expression maps of slides. Interrupted, the same command goes on where it stopped."""
     from napari_peka.config import PredictConfig
     from napari_peka.console import predict_text
-    from napari_peka.workflows import load_forward
+    from napari_peka.workflows.predict import load_forward
 
     config = PredictConfig(
         device=device, precision=precision, batch_size=batch_size, stride_px=stride_px, min_tissue=min_tissue,
@@ -262,12 +249,18 @@ def predict(
         entries.append(entry)
         if "error" in entry and i < len(slides):
             _say(f"{title}: {entry['error']}")  # hours before the end of the others
-    _out([{k: v for k, v in e.items() if k != "code"} for e in entries], as_json, predict_text(entries))
+    write_result([{k: v for k, v in e.items() if k != "code"} for e in entries], as_json, predict_text(entries))
     failed = [e for e in entries if "error" in e]
     if failed:
         more = f" ({len(failed)} of {len(entries)} slides failed)" if len(entries) > 1 else ""
         first = min(failed, key=lambda e: e["code"])  # 1, the machine's fault, before 2, the input's
         raise typer.Exit(_fail(first["error"] + more, first["code"]))
+
+
+app.command()(cli_learn.train)
+app.command()(cli_learn.evaluate)
+app.command()(cli_learn.benchmark)
+app.command()(cli_learn.cache)
 
 
 @app.command()
@@ -284,10 +277,10 @@ def models(
         if name is None:
             raise SettingError("--genes needs the name of a model, such as: napari-peka models demo --genes")
         table = gene_table(name)
-        _out(table, as_json, genes_text(table))
+        write_result(table, as_json, genes_text(table))
         return
     data = listing() if name is None else show(name)
-    _out(data, as_json, listing_text(data) if name is None else "\n".join(rows(data)))
+    write_result(data, as_json, listing_text(data) if name is None else "\n".join(rows(data)))
 
 
 @app.command()
@@ -296,7 +289,7 @@ def doctor(as_json: Json = False) -> None:
     from napari_peka.doctor import as_text, examine
 
     checks = examine(_model)
-    _out(checks, as_json, as_text(checks))
+    write_result(checks, as_json, as_text(checks))
 
 
 def _open_napari(slide: Path, result: str, gene: str) -> None:
@@ -349,7 +342,7 @@ def _predict_one(
     from napari_peka.io.figure import write_map
     from napari_peka.io.regions import read_regions
     from napari_peka.io.slide import open_slide
-    from napari_peka.workflows import predict as run
+    from napari_peka.workflows.predict import predict as run
 
     entry: dict[str, Any] = {"slide": str(path)}
     try:

@@ -84,7 +84,7 @@ def plan_tiles(
     if not len(tiles):
         where = f"{slide.path.name}" if region is None else f"the region of {slide.path.name}"
         raise NoTissue(
-            f"no tissue found in {where}: no tile of {tiles.spec.size_um:.0f} µm has {config.min_tissue:.0%} of "
+            f"no tissue found in {where}: no tile of {tiles.spec.footprint_um:.0f} µm has {config.min_tissue:.0%} of "
             "tissue; lower min_tissue, or check that this is an H&E slide"
         )
     return tiles
@@ -168,11 +168,13 @@ def predict(
         if store.finished():
             ready = read_prediction(path)
             ready.record["run"] = _run(len(tiles), len(tiles), perf_counter() - began)
+            _ = ready.neighbours
             if on_start:
                 on_start(ready, Schedule([]))
             return ready
         before = store.done(blocks)
         live = _empty_prediction(tiles, model, record)
+        _ = live.neighbours  # found here: whoever looks at the growing map must not wait for it
 
         def keep(
             block: Block, embeddings: npt.NDArray[np.float16], ok: npt.NDArray[np.bool_], write: bool = True
@@ -250,7 +252,7 @@ def _embed(
 
 
 def _empty_prediction(tiles: TileTable, model: Model, record: dict[str, Any]) -> Prediction:
-    embeddings = np.full((len(tiles), model.head.n_dims), np.nan, np.float16)
+    embeddings = np.full((len(tiles), model.head.embedding_dims), np.nan, np.float16)
     return Prediction(tiles, embeddings, model.head, np.ones(len(tiles), bool), record)
 
 
@@ -269,8 +271,11 @@ def _record(slide: Slide, model: Model, tiles: TileTable, config: PredictConfig,
     resolution = slide.resolution
     where = hashlib.sha256(np.ascontiguousarray(tiles.centre_yx).tobytes()).hexdigest()
     spec = {"size_px": tiles.spec.size_px, "mpp": tiles.spec.mpp, "stride_px": tiles.spec.stride_px}
+    context = model.head.context_um
+    if tiles.spec.footprint_px is not None:
+        spec["footprint_px"] = tiles.spec.footprint_px
     return {
-        "format": FORMAT,
+        "format": 1 if context is None and tiles.spec.footprint_px is None else FORMAT,
         "identity": {
             "slide": slide.fingerprint,
             "model": model.digest,
@@ -294,9 +299,14 @@ def _record(slide: Slide, model: Model, tiles: TileTable, config: PredictConfig,
             "embedding_digest": model.embedding_digest,
             "description": model.spec.description,
             "pcc_split": model.spec.head.pcc_split,
+            "neighbour_smoothing": model.spec.head.neighbour_smoothing,
+            "rotations": model.spec.preprocessing.rotations,
+            "views": list(model.spec.preprocessing.views),
+            "passes_per_tile": model.passes,
         },
         "encoder": model.spec.encoder.name,
         "unit": model.head.unit,
+        "context_um": context,
         "tile_spec": spec,
         "grid_shape": list(tiles.grid_shape) if tiles.grid_shape else None,
         "settings": config.model_dump(),

@@ -1,0 +1,308 @@
+"""The command line's second half: learning from paired sections, judging what was learnt, and what is kept for it.
+
+A training that diverges ends with exit code 2: it is mended by settings, not by another machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from napari_peka.cli_output import cache_text, files_text, report_text, write_result
+from napari_peka.core.errors import SettingError
+from napari_peka.core.progress import Cancelled
+
+if TYPE_CHECKING:
+    from napari_peka.config import BenchmarkConfig, Settings
+    from napari_peka.console import ConsoleProgress
+    from napari_peka.io.section import Section
+
+S = TypeVar("S", bound="Settings")
+
+#: what ends the error line of an interruption
+_RESUMES = "interrupted; the same command with --resume goes on from here"
+_BEGINS_ANEW = "interrupted; run the same command again"
+
+Sections = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Paired sections (Space Ranger outs, .h5ad, SpatialData .zarr, ST .tsv.gz), or a CSV manifest of them.",
+        readable=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else there.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML of settings; options here go before it.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, such as rank=64.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there, or begin anew.")]
+Image = Annotated[Path | None, typer.Option(help="Full-resolution image of the one section that is given.")]
+Patient = Annotated[str | None, typer.Option(help="Whose the sections are of which no manifest says it.")]
+BinUm = Annotated[float | None, typer.Option(help="Bins of Visium HD, in µm; 16 by default.")]
+
+
+def train(
+    sections: Sections,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the model; its report lies inside.")],
+    encoder: Annotated[str | None, typer.Option(help="Encoder to adapt; `napari-peka models` lists them.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="bone, bat, lora, adalora, hra, dora, none or full.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="pca, scvi, pathways, obsm:KEY, or a file of embeddings.")] = None,
+    hold_out: Annotated[
+        str | None,
+        typer.Option(help="section, patient or block, each left out in turn; or names, left out for good."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Times that each tile is looked at.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.")] = None,
+    device: Device = None,
+    devices: Annotated[int | None, typer.Option(help="GPUs to train on.")] = None,
+    config: ConfigFile = None,
+    settings: SetOption = None,
+    resume: Resume = False,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="With --resume: end the interrupted training with its best epoch so far.")
+    ] = False,
+    overwrite: Overwrite = False,
+    image: Image = None,
+    patient: Patient = None,
+    bin_um: BinUm = None,
+    as_json: Json = False,
+) -> None:
+    """Learn a model from paired sections, and judge it on sections that it has not seen."""
+    from napari_peka.config import TrainConfig
+    from napari_peka.workflows.train import REPORT
+    from napari_peka.workflows.train import train as run
+
+    given = {
+        "encoder": encoder, "adapter": adapter, "teacher": teacher, "hold_out": hold_out, "epochs": epochs,
+        "seed": seed, "device": device, "devices": devices,
+    }  # fmt: skip
+    wanted = _settings(TrainConfig, config, settings, given)
+    with _opened(sections, image, patient, bin_um, output.name, _RESUMES) as (opened, progress):
+        model = run(opened, wanted, output=output, resume=resume, finish=finish, overwrite=overwrite, progress=progress)
+        report = Path(model.source) / REPORT
+        document = _read_report(report, progress)
+        data = {
+            "model": str(output),
+            "report": str(output / REPORT),
+            "sections": [s.section_id for s in opened],
+            "split": document["split"],
+            "summary": document["summary"],
+            "warnings": list(progress.notes),
+        }
+    text = f"{report_text(document)}\n{files_text(model=output, report=output / REPORT / 'report.html')}"
+    write_result(data, as_json, text)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="demo, a bundle's folder or .zip, its name, or a hub id.")],
+    sections: Sections,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for report.json, genes.csv, report.html.")],
+    device: Device = None,
+    config: ConfigFile = None,
+    settings: SetOption = None,
+    image: Image = None,
+    patient: Patient = None,
+    bin_um: BinUm = None,
+    as_json: Json = False,
+) -> None:
+    """Score a model on measured sections as they are given."""
+    from napari_peka.config import EvaluateConfig
+    from napari_peka.models.zoo import load_model
+    from napari_peka.workflows.evaluate import evaluate as run
+
+    wanted = _settings(EvaluateConfig, config, settings, {"device": device})
+    loaded = load_model(model)
+    with _opened(sections, image, patient, bin_um, loaded.name, _BEGINS_ANEW) as (opened, progress):
+        run(loaded, opened, wanted, output=output, progress=progress)
+        document = _read_report(output, progress)
+    text = f"{report_text(document)}\n{files_text(report=output / 'report.html')}"
+    write_result(document, as_json, text)
+
+
+def benchmark(
+    sections: Sections,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the table (CSV, JSON, Markdown, HTML).")],
+    encoders: Annotated[str | None, typer.Option(help="Encoders, separated by commas.")] = None,
+    adapters: Annotated[str | None, typer.Option(help="Adapters, separated by commas; none is always there.")] = None,
+    features: Annotated[str | None, typer.Option(help="image, peka, image+peka, teacher.")] = None,
+    rotations: Annotated[str | None, typer.Option(help="1, 4, 8: images of a tile that are averaged.")] = None,
+    contexts: Annotated[str | None, typer.Option(help="Radii of neighbours in µm; 0 for none.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, separated by commas.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="grouped; or paper: spots at random too, to see how much that flatters.")
+    ] = None,
+    hold_out: Annotated[str | None, typer.Option(help="section, patient, block, or names.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Times that each tile is looked at.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="pca, scvi, pathways, obsm:KEY, or a file of embeddings.")] = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    settings: SetOption = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    patient: Patient = None,
+    bin_um: BinUm = None,
+    as_json: Json = False,
+) -> None:
+    """Compare encoders, adapters and features, each beside the same encoder frozen, on sections or HEST-bench tasks."""
+    from napari_peka.config import BenchmarkConfig, TrainConfig
+    from napari_peka.training.compare import markdown
+    from napari_peka.training.evaluate import plain
+    from napari_peka.workflows.benchmark import benchmark as run
+
+    base = _settings(
+        TrainConfig, config, settings, {"hold_out": hold_out, "epochs": epochs, "teacher": teacher, "device": device}
+    )
+    lists: dict[str, Any] = {
+        "encoders": _list(encoders), "adapters": _list(adapters), "features": _list(features),
+        "rotations": _list(rotations, int), "seeds": _list(seeds, int), "protocol": protocol,
+        "contexts_um": None if contexts is None else [v or None for v in _list(contexts, float) or []],
+    }  # fmt: skip
+    lists["encoders"] = lists["encoders"] or [base.encoder]
+    wanted = BenchmarkConfig(train=base, **{k: v for k, v in lists.items() if v is not None})
+    if _of_hest(sections):
+        _benchmark_hest(sections[0], wanted, output, resume, overwrite, as_json)
+        return
+    with _opened(sections, None, patient, bin_um, "benchmark", _RESUMES) as (opened, progress):
+        table = run(opened, wanted, output=output, resume=resume, overwrite=overwrite, progress=progress)
+    text = f"{markdown(table)}\n{files_text(table=output / 'benchmark.html')}"
+    write_result(plain(table.to_dict("records")), as_json, text)
+
+
+def _of_hest(paths: list[Path]) -> bool:
+    """Return whether a folder of HEST-bench is given: a task with its splits, or several tasks."""
+    if len(paths) != 1 or not paths[0].is_dir():
+        return False
+    return any((folder / "splits").is_dir() for folder in (paths[0], *paths[0].iterdir()))
+
+
+def _benchmark_hest(
+    folder: Path, config: BenchmarkConfig, output: Path, resume: bool, overwrite: bool, as_json: bool
+) -> None:
+    from napari_peka.console import console_progress
+    from napari_peka.training.evaluate import plain
+    from napari_peka.workflows.hest import benchmark_hest, hest_markdown
+
+    try:
+        with console_progress("benchmark") as progress:
+            table = benchmark_hest(folder, config, output=output, resume=resume, overwrite=overwrite, progress=progress)
+    except (KeyboardInterrupt, Cancelled) as e:
+        raise Cancelled(_RESUMES) from e
+    text = f"{hest_markdown(table)}\n{files_text(table=output / 'benchmark.md')}"
+    write_result(plain(table.to_dict("records")), as_json, text)
+
+
+class CacheAction(StrEnum):
+    """What to do with what is kept."""
+
+    LIST = "list"
+    PRUNE = "prune"
+
+
+def cache(
+    action: Annotated[CacheAction, typer.Argument(help="Show what is kept, or remove it.")] = CacheAction.LIST,
+    older_than: Annotated[float, typer.Option(metavar="DAYS", min=0, help="Only what is at least this old.")] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Say what is kept to save time (cut tiles, images out of files), or remove it; it is made again when needed.
+
+    NAPARI_PEKA_CACHE moves the folder. Do not prune while a training runs.
+    """
+    from napari_peka.io import cache as kept
+
+    removes = action is CacheAction.PRUNE
+    entries = (kept.prune if removes else kept.listing)(older_than_days=older_than)
+    folder = kept.cache_folder()
+    data = {
+        "folder": str(folder),
+        "removed" if removes else "entries": [vars(e) | {"path": str(e.path)} for e in entries],
+        "size_bytes": sum(e.size_bytes for e in entries),
+    }
+    write_result(data, as_json, cache_text(entries, folder, removed=removes))
+
+
+@contextmanager
+def _opened(
+    paths: list[Path], image: Path | None, patient: str | None, bin_um: float | None, title: str, interrupted: str
+) -> Iterator[tuple[list[Section], ConsoleProgress]]:
+    """Open the sections while the block runs; an interruption ends with the sentence `interrupted`."""
+    from napari_peka.console import console_progress
+    from napari_peka.io.section import read_section, read_sections
+
+    one = len(paths) == 1 and paths[0].suffix.lower() != ".csv"
+    if image is not None and not one:
+        raise SettingError("--image names the image of one section; for several, name them in a manifest")
+    opened: list[Section] = []
+    try:
+        with console_progress(title) as progress:
+            if one:
+                opened = [read_section(paths[0], image=image, patient=patient, bin_um=bin_um, progress=progress)]
+            else:
+                opened = read_sections(paths, patient=patient, bin_um=bin_um, progress=progress)
+            yield opened, progress
+    except (KeyboardInterrupt, Cancelled) as e:
+        raise Cancelled(interrupted) from e
+    finally:
+        for s in opened:
+            s.close()
+
+
+def _read_report(folder: Path, progress: ConsoleProgress) -> dict[str, Any]:
+    """Return ``report.json``; its warnings are said on the terminal too, each once."""
+    document: dict[str, Any] = json.loads((folder.expanduser() / "report.json").read_text("utf-8"))
+    _say_new(document["warnings"], progress)
+    return document
+
+
+def _say_new(warnings: Iterable[str], progress: ConsoleProgress) -> None:
+    for text in warnings:
+        if text not in progress.notes:
+            progress.note(text)
+
+
+def _settings(kind: type[S], file: Path | None, pairs: list[str] | None, given: dict[str, Any]) -> S:
+    """Return settings: an option goes before ``--set``, which goes before the file."""
+    values = _from_file(file) if file else {}
+    for pair in pairs or []:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise SettingError(f"--set takes NAME=VALUE, such as rank=64; got {pair!r}")
+        values[name.strip()] = _yaml(text, f"--set {pair}")
+    return kind(**values | {k: v for k, v in given.items() if v is not None})
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        values = _yaml(path.read_text("utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as e:
+        raise SettingError(f"the settings file {path} cannot be read ({e})") from e
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingError(f"{path} must hold settings as NAME: VALUE, one a line")
+    return {str(k): v for k, v in values.items()}
+
+
+def _yaml(text: str, where: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise SettingError(f"{where} is not YAML: {' '.join(str(e).split())}") from e
+
+
+def _list(text: str | None, kind: type = str) -> list[Any] | None:
+    if text is None:
+        return None
+    try:
+        return [kind(v.strip()) for v in text.split(",") if v.strip()]
+    except ValueError as e:
+        raise SettingError(f"{text!r} must be numbers separated by commas") from e

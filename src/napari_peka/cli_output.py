@@ -1,0 +1,95 @@
+"""What the command line leaves on standard output."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from napari_peka.io.cache import Cached
+
+_WIDTH = 10
+#: genes of the headline mean
+N_VARIABLE = 50
+
+
+def write_result(data: Any, as_json: bool, text: str) -> None:
+    """Print `data` as one JSON document, or `text` for a person."""
+    print(json.dumps(_finite(data), indent=1, allow_nan=False) if as_json else text)  # noqa: T201
+
+
+def _finite(data: Any) -> Any:
+    """Return data for JSON, which has no NaN: it becomes null."""
+    if isinstance(data, dict):
+        return {str(k): _finite(v) for k, v in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(v) for v in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def report_text(document: dict[str, Any]) -> str:
+    """Return what ``report.json`` says, for a person: on what was judged, how well, beside noise and baselines."""
+    from napari_peka.training.report_words import BASELINE_NAMES, Score, grade, percent
+
+    summary = document["summary"]
+    n, each = len(document["hvg50"]), ""
+    if n > N_VARIABLE:  # the lists of several folds together
+        n, each = N_VARIABLE, " of each training part"
+    lines = [_row("judged on", document["split"])]
+    label = "PCC"
+    for key, over in (
+        ("pcc_hvg50", f"the {n} most variable genes{each}"),
+        ("pcc_all", f"all {document['n_genes']:,} genes"),
+    ):
+        score = Score.of(summary.get(key))
+        if score.known:
+            around = f", 95 % CI {score.low:.3f} to {score.high:.3f}" if score.interval else ""
+            lines.append(_row(label, f"{score.mean:.3f} ({grade(score.mean)}{around}), mean over {over}"))
+            label = ""
+    if label:
+        lines.append(_row(label, "not known: no gene varies where there are predictions"))
+    ceiling, share = (Score.of(summary.get(k)) for k in ("attainable_hvg50", "share_of_attainable_hvg50"))
+    if ceiling.known and share.known:
+        lines.append(_row("ceiling", f"{ceiling.mean:.3f} is what a perfect prediction would reach, since the"))
+        lines.append(_row("", f"measurement itself scatters; the model reaches {percent(share.mean)} of it"))
+    baselines = {
+        BASELINE_NAMES.get(name, name): Score.of(scores.get("pcc_hvg50"))
+        for name, scores in (summary.get("baselines") or {}).items()
+    }
+    known = sorted(((n, s.mean) for n, s in baselines.items() if s.known), key=lambda item: -item[1])
+    label = "baselines"
+    for name, mean in known:
+        lines.append(_row(label, f"{mean:.3f} {name}"))
+        label = ""
+    return "\n".join(lines)
+
+
+def files_text(**paths: Any) -> str:
+    """Return where results lie, a line each."""
+    return "\n".join(_row(name, str(path)) for name, path in paths.items())
+
+
+def cache_text(entries: list[Cached], folder: Any, *, removed: bool) -> str:
+    """Return what is kept, or what was removed, for a person."""
+    lines = [
+        f"{bytes_text(e.size_bytes):>9}  {e.age_days:6.1f} days  {e.kind:<{_WIDTH}} {e.path if removed else e.name}"
+        for e in entries
+    ]
+    total = bytes_text(sum(e.size_bytes for e in entries))
+    what = "removed from" if removed else "kept in"
+    return "\n".join([*lines, f"{total:>9}  {what} {folder}"])
+
+
+def bytes_text(n: int) -> str:
+    """Return a number of bytes as people write it, such as ``3.2 MB``."""
+    size = float(n)
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def _row(label: str, text: str) -> str:
+    return f"{label:<{_WIDTH}} {text}"

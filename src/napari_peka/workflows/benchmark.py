@@ -1,0 +1,272 @@
+"""Encoder × adapter × features, each beside the same encoder frozen: does adapting pay, and how much?"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from napari_peka.config import BenchmarkConfig, TrainConfig
+from napari_peka.core import files
+from napari_peka.core.progress import NULL, Progress
+from napari_peka.io.section import Section
+from napari_peka.training import splits
+from napari_peka.training.compare import Arm, compare, write_table
+from napari_peka.training.evaluate import evaluate
+from napari_peka.training.paired import Paired, gather
+from napari_peka.training.scoring import Measured
+from napari_peka.workflows import folds as part
+from napari_peka.workflows.place import Workplace
+from napari_peka.workflows.predict import versions
+from napari_peka.workflows.train import check, tile_cache
+
+TABLE = "benchmark"
+OWN = tuple(f"{TABLE}.{ending}" for ending in ("csv", "json", "md", "html"))
+#: what a run of other devices may go on with
+FREE = {"train": {"device", "devices", "tensorboard"}, "evaluate": {"device", "batch_size"}}
+
+
+def benchmark(
+    sections: Sequence[Section],
+    config: BenchmarkConfig | None = None,
+    *,
+    output: Path | str,
+    resume: bool = False,
+    overwrite: bool = False,
+    cache: Path | None = None,
+    progress: Progress = NULL,
+) -> pd.DataFrame:
+    """Train and judge every arm on the same folds, and compare each with its own frozen encoder.
+
+    Parameters
+    ----------
+    sections
+        From :func:`read_sections`.
+    config
+        What to compare; see :class:`BenchmarkConfig`. Frozen arms are added where they were not asked for.
+    output
+        Folder for ``benchmark.csv``, ``.json``, ``.md`` and ``.html``.
+    resume
+        Go on after an interruption: what was embedded is not trained again.
+    overwrite
+        Replace an earlier comparison, or begin anew.
+    cache
+        Folder to keep cut tiles in; None: the user's cache.
+    progress
+        Where to report; raises :class:`Cancelled` to stop.
+
+    Returns
+    -------
+    DataFrame
+        See :func:`napari_peka.training.compare.compare`.
+    """
+    from napari_peka.training.learn import tile_spec
+    from napari_peka.training.report import write_comparison_html
+
+    config = config or BenchmarkConfig()
+    check_arms(config)
+    identity = {
+        "settings": json.loads(config.model_dump_json(exclude=FREE)),
+        "sections": [s.fingerprint for s in sections],
+    }
+    path = Path(output)
+    with Workplace(path, identity, resume=resume, overwrite=overwrite, own=OWN) as place:
+        arms = []
+        for encoder in config.encoders:
+            base = config.train.model_copy(update={"encoder": encoder})
+            paired = gather(
+                sections, tile_spec(base), min_counts=base.min_counts, cache=cache or tile_cache(), progress=progress
+            )
+            split = part.plan_split(paired, base.hold_out)
+            arms += EncoderTable(paired, split, config, encoder, place.folder, progress).arms()
+        table = compare(arms, seed=config.evaluate.seed)
+        built = files.make_folder(place.folder / "table")
+        write_table(table, built, TABLE)
+        write_comparison_html(
+            table, built / f"{TABLE}.html", split=split.words.partition(";")[0],
+            provenance={**identity, "sections": part.provenance(paired), "versions": versions()},
+            warnings=[*(f"{s.section_id}: {w}" for s in sections for w in s.warnings), *paired.warnings],
+        )  # fmt: skip
+        place.finish(built)
+    return table
+
+
+def check_arms(config: BenchmarkConfig) -> None:
+    """Refuse arms whose settings do not go together, before hours of work."""
+    for encoder, adapter in product(config.encoders, config.adapters):
+        check(config.train.model_copy(update={"encoder": encoder, "adapter": adapter, "features": "image"}))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What an arm is made of, seed and fold apart."""
+
+    adapter: str
+    features: str
+    rotations: int
+    context_um: float | None
+
+
+class EncoderTable:
+    """All arms of one encoder.
+
+    Parameters
+    ----------
+    paired
+        All spots, with tiles as the encoder reads them.
+    split
+        What is held out.
+    config
+        What to compare.
+    encoder
+        Name of the encoder.
+    folder
+        Where embeddings and checkpoints of a run that is interrupted are found again.
+    progress
+        Where to report.
+    """
+
+    def __init__(
+        self, paired: Paired, split: part.Split, config: BenchmarkConfig, encoder: str, folder: Path,
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        from napari_peka.models.encoder import choose_device, choose_precision
+
+        self.paired, self.split = paired, split
+        self.config, self.encoder, self.progress = config, encoder, progress
+        self.base = config.train.model_copy(update={"encoder": encoder})
+        self.folder = folder / part.file_name(encoder)
+        self.device = choose_device(config.train.device)
+        self.dtype = choose_precision(config.train.precision, self.device)
+
+    def arms(self) -> list[Arm]:
+        """Return the scores of every arm under every protocol."""
+        out = []
+        out += self._protocol(self.split, "grouped")
+        if self.config.protocol == "paper":
+            out += self._protocol(part.paper_split(self.paired, self.base.seed), "paper")
+        return out
+
+    def _protocol(self, split: part.Split, name: str) -> list[Arm]:
+        goal = part.set_goal(self.paired, dataclasses.replace(split, on_all=False), self.base, progress=self.progress)
+        ceilings = part.Ceilings(
+            self.paired, goal, self.base.unit, repeats=self.config.evaluate.ceiling_repeats,
+            seed=self.config.evaluate.seed,
+        )  # fmt: skip
+        found: dict[Cell, list[Measured]] = {}
+        hvg50: dict[str, list[str]] = {}
+        for fold in split.folds:
+            hvg50[fold.name] = goal.hvg50(self.paired, fold.train)
+            baselines = part.baselines_of(goal, fold.train)
+            for cell, seed, features in self._features(goal, fold, name):
+                settings = self._settings(cell, seed)
+                head = part.read_out(features, goal, self.paired, fold.train, settings, progress=self.progress)
+                found.setdefault(cell, []).extend(
+                    part.measure(head(features), goal, self.paired, fold, seed, baselines, ceilings)
+                )
+        return [self.arm(cell, parts, goal, hvg50, name) for cell, parts in found.items()]
+
+    def _features(
+        self, goal: part.Goal, fold: splits.Fold, protocol: str
+    ) -> Iterator[tuple[Cell, int, npt.NDArray[np.float32]]]:
+        """Yield what each arm's head reads, one trained encoder after another."""
+        config = self.config
+        adapters = list(dict.fromkeys(["none", *config.adapters]))
+        for adapter, seed in product(adapters, config.seeds):
+            for rotations in config.rotations:
+                both = self._embedding(goal, fold, protocol, adapter, seed, rotations)
+                image = both["image"]
+                kinds = {"image": image}
+                if "peka" in both:
+                    kinds |= {"peka": both["peka"], "image+peka": np.concatenate([image, both["peka"]], 1)}
+                for kind, context in product(kinds, config.contexts_um):
+                    if kind in config.features or kind == adapter == "image" or (kind == "image" and adapter == "none"):
+                        yield (
+                            Cell(adapter, kind, rotations, context), seed,
+                            part.with_context(kinds[kind], self.paired, context),
+                        )  # fmt: skip
+        if "teacher" in config.features:
+            yield from self._teacher(fold)
+
+    def _teacher(self, fold: splits.Fold) -> Iterator[tuple[Cell, int, npt.NDArray[np.float32]]]:
+        """Yield the teacher's own embedding of the measured expression: what a perfect student would read."""
+        from napari_peka.training.learn import teach
+
+        for seed in self.config.seeds:
+            taught = teach(self.paired, fold.train, self.base.model_copy(update={"seed": seed}), progress=self.progress)
+            for rotations, context in product(self.config.rotations, self.config.contexts_um):
+                yield (
+                    Cell("none", "teacher", rotations, context), seed,
+                    part.with_context(taught.embedding, self.paired, context),
+                )  # fmt: skip
+
+    def _embedding(
+        self, goal: part.Goal, fold: splits.Fold, protocol: str, adapter: str, seed: int, rotations: int
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Return the features of all spots, from a former run where it got so far."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load, save
+
+        frozen = adapter == "none"  # knows neither seed nor fold
+        name = "frozen" if frozen else f"{adapter}-seed{seed}-{protocol}-{part.file_name(fold.name)}"
+        folder = self.folder / name
+        kept = folder / f"rotations{rotations}.safetensors"
+        found: dict[str, npt.NDArray[np.float32]]
+        try:
+            found = load(kept.read_bytes())
+            return found
+        except (FileNotFoundError, SafetensorError):
+            pass
+        learnt = self._learnt(goal, fold, adapter, seed, folder)
+        files.make_folder(folder)
+        features = "image" if frozen else "image+peka"
+        for n in self.config.rotations:
+            settings = self.base.model_copy(update={"features": features, "rotations": n, "context_um": None})
+            both = part.embed_all(learnt, self.paired, settings, self.device, self.dtype, progress=self.progress)
+            split = (
+                {"image": both} if frozen else {"image": both[:, : learnt.card.dim], "peka": both[:, learnt.card.dim :]}
+            )
+            arrays = {k: np.ascontiguousarray(v) for k, v in split.items()}
+            files.write_whole(folder / f"rotations{n}.safetensors", save(arrays))
+        for cached in folder.glob("trunk-*.npy"):
+            files.remove_tree(cached)
+        found = load(kept.read_bytes())
+        return found
+
+    def _learnt(self, goal: part.Goal, fold: splits.Fold, adapter: str, seed: int, folder: Path) -> Any:
+        from napari_peka.training.learn import learn
+
+        settings = self.base.model_copy(update={"adapter": adapter, "seed": seed})
+        variable = goal.variable(self.paired, fold.train)
+        return learn(
+            self.paired, fold.train, settings, goal.y, variable, goal.columns, folder=folder, device=self.device,
+            dtype=self.dtype, title=f" without {fold.name}, seed {seed}", resume=True, progress=self.progress,
+        )  # fmt: skip
+
+    def _settings(self, cell: Cell, seed: int) -> TrainConfig:
+        return self.base.model_copy(
+            update={"adapter": cell.adapter, "seed": seed, "rotations": cell.rotations, "context_um": cell.context_um}
+        )
+
+    def arm(
+        self, cell: Cell, parts: list[Measured], goal: part.Goal, hvg50: dict[str, list[str]], protocol: str
+    ) -> Arm:
+        """Score one arm."""
+        report = evaluate(
+            parts, goal.genes, self.base.unit, hvg50=hvg50, model=f"{self.encoder} {cell.adapter}", split=protocol,
+            neighbour_smoothing=self.base.smooth_um is not None, optimistic=protocol == "paper",
+        )  # fmt: skip
+        return Arm.of_report(
+            report, encoder=self.encoder, adapter=cell.adapter, features=cell.features,
+            averaging=f"{cell.rotations} rotations" if cell.rotations > 1 else "",
+            context="" if cell.context_um is None else f"{cell.context_um:g} µm",
+            head=f"ridge ({self.base.ridge_alpha})",
+        )  # fmt: skip

@@ -1,0 +1,163 @@
+"""What a training gave, and how it becomes a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_peka.config import TrainConfig
+from napari_peka.models.bundle import Model, save_bundle
+from napari_peka.models.reference import reference_of
+from napari_peka.models.registry import EncoderCard
+from napari_peka.models.spec import BundleSpec
+from napari_peka.training.baselines import PLACE_NAMES
+from napari_peka.training.evaluate import EvaluationReport
+from napari_peka.training.paired import Paired
+from napari_peka.workflows.folds import Goal, baselines_of
+
+if TYPE_CHECKING:
+    from napari_peka.training.gene_head import FittedHead
+    from napari_peka.training.learn import Learnt
+    from napari_peka.training.mlp_head import MlpHead
+
+#: a tile's numbers must become so many times fewer for a narrow layer to be worth a refit that needs the slide again
+WORTH_IT = 4
+Tensors = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(eq=False)
+class Outcome:
+    """A trained student and its gene head.
+
+    Parameters
+    ----------
+    learnt
+        The adapted encoder.
+    head
+        The gene head.
+    features
+        What it reads, of all spots, float32 ``(n, d)``.
+    train
+        The spots that were trained on, bool ``(n,)``.
+    """
+
+    learnt: Learnt
+    head: FittedHead | MlpHead
+    features: npt.NDArray[np.float32]
+    train: npt.NDArray[np.bool_]
+
+
+def save_outcome(
+    folder: Path, name: str, outcome: Outcome, report: EvaluationReport, paired: Paired, goal: Goal,
+    config: TrainConfig, record: dict[str, Any],
+) -> Model:  # fmt: skip
+    """Write the bundle.
+
+    Parameters
+    ----------
+    folder, name
+        Where, and what it is called.
+    outcome
+        The model that is kept.
+    report
+        How it, or its like on other folds, did on what was held out.
+    paired, goal, config
+        On what it was trained.
+    record
+        Provenance, fit for JSON.
+    """
+    learnt, card = outcome.learnt, outcome.learnt.card
+    head, layers, embedding, features = _read_out(outcome, config)
+    tensors: Tensors = {"head.weights": head.weights, "head.bias": head.bias, "residual.q90": _residual_q90(report)}
+    tensors |= {f"adapter.{k}": v.numpy() for k, v in learnt.adapter.items()}
+    for i, (weight, bias) in enumerate(layers):
+        tensors |= {f"translate.{i}.weight": weight, f"translate.{i}.bias": bias}
+    tensors |= reference_of(embedding[outcome.train], paired.section[outcome.train])
+    for key, linear in baselines_of(goal, outcome.train).items():
+        if len(linear.weights) <= len(PLACE_NAMES):  # a function of one section's places says nothing of another
+            tensors |= {f"baseline.{key}.weights": linear.weights, f"baseline.{key}.bias": linear.bias}
+    spec = BundleSpec(
+        schema=1,
+        name=name,
+        description=_description(learnt, paired, config),
+        licence=f"encoder: {card.licence}",
+        encoder={"name": card.name, "sha256": _weights_sha256(card), "revision": card.revision},
+        preprocessing={
+            "tile_px": card.px, "mpp": card.mpp, "mean": card.mean, "std": card.std, "rotations": config.rotations,
+            "views": config.views, "blocks": config.blocks, "pooling": config.pooling,
+        },
+        adapter={
+            "kind": learnt.spec.kind, "rank": learnt.spec.rank, "target": learnt.spec.target or "",
+            "options": learnt.spec.options,
+        },
+        translate=[layers[0][0].shape[1], *(len(weight) for weight, _ in layers)] if layers else [],
+        head={
+            "features": features, "n_dims": len(head.weights), "context_um": config.context_um,
+            "genes": list(goal.genes), "gene_ids": list(goal.gene_ids), "unit": config.unit,
+            "pcc": _rounded(report.genes["pcc"]), "pcc_split": report.split,
+            "attainable_pcc": _rounded(report.genes["attainable_pcc"]), "hvg50": list(report.hvg50),
+            "neighbour_smoothing": config.smooth_um is not None,
+        },
+        training={
+            **record, "summary": report.summary, "learnt": learnt.record | {"head": outcome.head.record},
+        },
+    )  # fmt: skip
+    return save_bundle(folder, spec, tensors)
+
+
+def _read_out(
+    outcome: Outcome, config: TrainConfig
+) -> tuple[FittedHead, list[tuple[npt.NDArray[Any], npt.NDArray[Any]]], npt.NDArray[np.float32], str]:
+    """Return the linear head, the layers before it, each tile's own embedding, and what a bundle calls that."""
+    from napari_peka.training.gene_head import narrowed
+    from napari_peka.training.mlp_head import MlpHead
+
+    if isinstance(outcome.head, MlpHead):
+        return outcome.head.head, list(outcome.head.layers), outcome.head.translate(outcome.features), "peka"
+    layers = []
+    if config.features != "image" and outcome.learnt.translate is not None:
+        layers = [
+            (m.weight.detach().numpy(), m.bias.detach().numpy())
+            for m in outcome.learnt.translate
+            if hasattr(m, "weight")
+        ]
+    parts = 1 if config.context_um is None else 2
+    width = outcome.features.shape[1] // parts
+    own = outcome.features[:, :width]
+    if config.compress and config.target_rank and config.features == "image":
+        rank = min(config.target_rank, outcome.head.weights.shape[1])
+        if parts * rank * WORTH_IT <= width:
+            weight, bias, head = narrowed(outcome.head, own[outcome.train], rank, parts)
+            return head, [(weight, bias)], own @ weight.T, "peka"
+    return outcome.head, layers, own, config.features
+
+
+def _description(learnt: Learnt, paired: Paired, config: TrainConfig) -> str:
+    how = "frozen" if learnt.spec.kind == "none" else f"adapted ({learnt.spec.kind}, teacher {config.teacher})"
+    patients = len(set(paired.patient))
+    of = f"{patients} patient{'s' * (patients > 1)}"
+    return f"{learnt.card.name} {how}, trained on {len(paired.sections)} sections of {of}."
+
+
+def _residual_q90(report: EvaluationReport) -> npt.NDArray[np.float32]:
+    """Return the 90 % quantile of the held-out absolute residuals of each gene; NaN where none is known."""
+    residuals = np.concatenate([np.abs(m.truth - m.predicted) for m in report.measured])
+    return np.asarray(np.nanquantile(residuals, 0.9, axis=0), np.float32)
+
+
+def _rounded(values: Any) -> list[float | None]:
+    return [round(float(v), 4) if np.isfinite(v) else None for v in values]
+
+
+def _weights_sha256(card: EncoderCard) -> str | None:
+    if card.sha256:
+        return card.sha256
+    if card.hub_id is None and card.weights_file is None:
+        return None
+    from napari_peka.models.weights import file_sha256, find_weights
+
+    return file_sha256(find_weights(card, offline=True))

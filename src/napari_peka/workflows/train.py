@@ -1,0 +1,302 @@
+"""Sections → model → report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_peka.config import TrainConfig
+from napari_peka.core import files
+from napari_peka.core.errors import SettingError
+from napari_peka.core.progress import NULL, Progress
+from napari_peka.io.cache import TILES, cache_folder
+from napari_peka.io.section import Section
+from napari_peka.io.store import RESEARCH_USE
+from napari_peka.models.archive import TENSOR_FILE
+from napari_peka.models.bundle import Model, read_bundle
+from napari_peka.models.card import CARD_FILE
+from napari_peka.models.spec import SPEC_FILE
+from napari_peka.training.evaluate import EvaluationReport, evaluate
+from napari_peka.training.paired import Paired, gather
+from napari_peka.training.scoring import Measured
+from napari_peka.workflows import folds as part
+from napari_peka.workflows.outcome import Outcome, save_outcome
+from napari_peka.workflows.place import Workplace
+
+if TYPE_CHECKING:
+    import torch
+
+    from napari_peka.training.learner import History, OnEpoch
+
+REPORT, TENSORBOARD = "report", "tensorboard"
+WHOLE = "all spots"
+#: settings that do not decide the result
+_FREE = {"device", "devices", "tensorboard"}
+
+
+def train(
+    sections: Sequence[Section],
+    config: TrainConfig | None = None,
+    *,
+    output: Path | str,
+    resume: bool = False,
+    finish: bool = False,
+    overwrite: bool = False,
+    cache: Path | None = None,
+    on_epoch: OnEpoch | None = None,
+    progress: Progress = NULL,
+) -> Model:
+    """Learn a model from paired sections, judge it on what it did not see, and write both.
+
+    Parameters
+    ----------
+    sections
+        From :func:`read_sections`.
+    config
+        Settings; see :class:`TrainConfig`.
+    output
+        Folder of the bundle; the report is its ``report/``. Work goes on in ``<output>.partial`` until it is whole.
+    resume
+        Go on from there after an interruption; it ends with the same weights.
+    finish
+        With `resume`: end the interrupted training where it stands, with the best epoch so far.
+    overwrite
+        Replace a bundle at `output`, or begin anew where unfinished work is.
+    cache
+        Folder to keep cut tiles in; None: the user's cache.
+    on_epoch
+        Called after each epoch; see :func:`napari_peka.training.distill.fit`.
+    progress
+        Where to report; raises :class:`Cancelled` to stop.
+
+    Returns
+    -------
+    Model
+        The bundle, as :func:`load_model` returns it.
+
+    Raises
+    ------
+    SectionError, SettingError
+        If sections or settings cannot be used.
+    TrainingError
+        If training diverges, or there is too little to learn from.
+    OutputMismatch, StoreError
+        If the output cannot be written, or belongs to something else.
+    """
+    from napari_peka.models.encoder import choose_device, choose_precision
+    from napari_peka.training.learn import tile_spec
+
+    config = config or TrainConfig()
+    check(config)
+    if finish and not resume:
+        raise SettingError("finish ends an interrupted training: it needs resume as well (--resume --finish)")
+    device = choose_device(config.device)
+    dtype = choose_precision(config.precision, device)
+    identity = {
+        "settings": json.loads(config.model_dump_json(exclude=_FREE)),
+        "precision": str(dtype).removeprefix("torch."),
+        "sections": [s.fingerprint for s in sections],
+    }
+    own = (SPEC_FILE, TENSOR_FILE, CARD_FILE, REPORT)
+    with Workplace(Path(output), identity, resume=resume, overwrite=overwrite, own=own) as place:
+        paired = gather(
+            sections, tile_spec(config), min_counts=config.min_counts, cache=cache or tile_cache(), progress=progress
+        )
+        split = part.plan_split(paired, config.hold_out)
+        walk = _Walk(paired, split, config, place.folder, device, dtype, finish, on_epoch, progress)
+        held_out = [walk.fold(i) for i in range(len(split.folds))]
+        final = walk.learn(WHOLE, np.ones(len(paired), bool)) if split.on_all else walk.last
+        assert final is not None
+        report = walk.report(held_out, Path(output).name)
+        built = place.folder / "bundle"
+        files.remove_tree(built)
+        save_outcome(built, Path(output).name, final, report, paired, walk.goal, config, walk.record())
+        progress.stage("writing the report")
+        report.write(built / REPORT)
+        _write_curves(walk.curves, place.folder, built / REPORT)
+        place.finish(built)
+    return read_bundle(place.path)
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse settings that do not go together, before hours of work.
+
+    Raises
+    ------
+    SettingError
+        In one sentence.
+    """
+    from napari_peka.models.registry import encoder_card
+    from napari_peka.training import losses
+    from napari_peka.training.teacher import make_teacher
+
+    encoder_card(config.encoder)
+    losses.weights(config.alpha, config.terms)
+    if config.adapter != "none":
+        make_teacher(config)
+    if config.features != "image" and config.adapter == "none":
+        raise SettingError(
+            f"features = {config.features} needs a trained translation, and adapter = none trains nothing; "
+            "take features = image"
+        )
+    if config.head == "mlp" and (config.features != "image" or config.context_um is not None):
+        raise SettingError("head = mlp reads features = image and no neighbours; leave context_um away, or take ridge")
+    if config.features != "image" and config.views != [1.0]:
+        raise SettingError("several views are read by features = image only: the translation is learnt at one width")
+    if config.tensorboard and not find_spec("tensorboard"):
+        raise SettingError("tensorboard = true needs a package that is not here: pip install napari-peka[tensorboard]")
+    if config.last_blocks is not None and config.adapter == "full":
+        raise SettingError("adapter = full trains all blocks: leave last_blocks away, or take another adapter")
+
+
+def tile_cache() -> Path:
+    """Return the folder in which cut tiles are kept."""
+    return cache_folder() / TILES
+
+
+class _Walk:
+    """The steps that all training parts share."""
+
+    def __init__(
+        self, paired: Paired, split: part.Split, config: TrainConfig, folder: Path, device: torch.device,
+        dtype: torch.dtype, finish: bool, on_epoch: OnEpoch | None, progress: Progress,
+    ) -> None:  # fmt: skip
+        self.paired, self.split, self.folds, self.config, self.folder = paired, split, split.folds, config, folder
+        self.device, self.dtype, self.finish, self.on_epoch, self.progress = device, dtype, finish, on_epoch, progress
+        self.notes = [*(f"{s.section_id}: {w}" for s in paired.sections for w in s.warnings), *paired.warnings]
+        self.goal = part.set_goal(paired, split, config, progress=progress)
+        self.ceilings = part.Ceilings(paired, self.goal, config.unit, seed=config.seed)
+        self.curves: list[dict[str, Any]] = []
+        self.last: Outcome | None = None
+        self.ended_after = 0
+        self._frozen: npt.NDArray[np.float32] | None = None
+
+    def learn(self, name: str, train: npt.NDArray[np.bool_]) -> Outcome:
+        """Train on a part, embed all spots, and fit the head."""
+        from napari_peka.training.learn import learn
+
+        variable = self.goal.variable(self.paired, train)
+        config = self.config
+        if self.finish and self.ended_after:  # what was not begun is trained as long as what was ended, no longer
+            config = config.model_copy(update={"epochs": self.ended_after})
+        learnt = learn(
+            self.paired, train, config, self.goal.y, variable, self.goal.columns,
+            folder=part.checkpoint_folder(self.folder, name), device=self.device, dtype=self.dtype,
+            title=f" on {name}" if name == WHOLE else f" without {name}", resume=True,
+            finish=self.finish, on_epoch=self._watched(name), progress=self.progress,
+        )  # fmt: skip
+        if self.finish and len(learnt.history.epochs) < config.epochs:
+            self.ended_after = len(learnt.history.epochs)
+            self.notes.append(f"training was ended after {self.ended_after} of {config.epochs} epochs")
+        features = self._frozen
+        if features is None:
+            features = part.embed_all(learnt, self.paired, self.config, self.device, self.dtype, progress=self.progress)
+        if learnt.spec.kind == "none":  # all parts read the same encoder
+            self._frozen = features
+        head = part.read_out(features, self.goal, self.paired, train, self.config, progress=self.progress)
+        self.curves += [
+            {"fold": name, "seed": self.config.seed, **e.row, "kept": e.epoch == learnt.history.kept}
+            for e in learnt.history.epochs
+        ]
+        return Outcome(learnt, head, features, train)
+
+    def _watched(self, name: str) -> OnEpoch | None:
+        """Return what is called after each epoch: the caller's, and TensorBoard's log where it is wanted."""
+        if not self.config.tensorboard:
+            return self.on_epoch
+        from lightning_fabric.loggers import TensorBoardLogger
+
+        logger = TensorBoardLogger(self.folder, name=TENSORBOARD, version=part.file_name(name))
+
+        def watched(history: History, embeddings: npt.NDArray[np.float32]) -> bool | None:
+            row = history.epochs[-1].row
+            logger.log_metrics({k: v for k, v in row.items() if k != "epoch"}, step=int(row["epoch"]))
+            logger.save()
+            return self.on_epoch(history, embeddings) if self.on_epoch else None
+
+        return watched
+
+    def fold(self, number: int) -> list[Measured]:
+        """Return the held-out spots of a fold; what a former run finished is read."""
+        fold, kept = self.folds[number], self._kept(number)
+        if kept is None or not self.split.on_all:
+            final = self.learn(fold.name, fold.train)
+            predicted = final.head(final.features)
+            self.last = final
+            self._keep(number, predicted[fold.test])
+        else:
+            predicted = np.full(self.goal.y.shape, np.nan, np.float32)
+            predicted[fold.test], curves = kept
+            self.curves += curves
+        baselines = part.baselines_of(self.goal, fold.train)
+        return part.measure(predicted, self.goal, self.paired, fold, self.config.seed, baselines, self.ceilings)
+
+    def report(self, held_out: list[list[Measured]], name: str) -> EvaluationReport:
+        """Score what was held out."""
+        hvg50 = {f.name: self.goal.hvg50(self.paired, f.train) for f in self.folds}
+        return evaluate(
+            [m for fold in held_out for m in fold], self.goal.genes, self.config.unit, hvg50=hvg50, model=name,
+            split=self.split.words, curves=self.curves,
+            warnings=self.notes, provenance=self.record(), neighbour_smoothing=self.config.smooth_um is not None,
+            optimistic=self.folds[0].optimistic, seed=self.config.seed,
+        )  # fmt: skip
+
+    def record(self) -> dict[str, Any]:
+        """Return what made the model, fit for JSON."""
+        from napari_peka.workflows.predict import versions
+
+        sections = part.provenance(self.paired)
+        for s in sections:
+            rows = self.paired.section == s["name"]
+            s["part"] = "train" if self.split.on_all or self.folds[0].train[rows].any() else "held out"
+        digest = hashlib.sha256(" ".join(s["fingerprint"] for s in sections).encode()).hexdigest()
+        return {
+            "sections": sections,
+            "data_digest": digest,
+            "settings": json.loads(self.config.model_dump_json()),
+            "seeds": [self.config.seed],
+            "precision": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "versions": versions(),
+            "notice": RESEARCH_USE,
+        }
+
+    def _kept(self, number: int) -> tuple[npt.NDArray[np.float32], list[dict[str, Any]]] | None:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        folder = part.checkpoint_folder(self.folder, self.folds[number].name)
+        try:
+            predicted = load((folder / "held_out.safetensors").read_bytes())["predicted"]
+            curves = json.loads((folder / "curves.json").read_text("utf-8"))
+        except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+            return None
+        return (predicted, curves) if len(predicted) == self.folds[number].test.sum() else None
+
+    def _keep(self, number: int, predicted: npt.NDArray[np.float32]) -> None:
+        from safetensors.numpy import save
+
+        name = self.folds[number].name
+        folder = files.make_folder(part.checkpoint_folder(self.folder, name))
+        curves = [c for c in self.curves if c["fold"] == name]
+        files.write_whole(folder / "curves.json", json.dumps(curves).encode())
+        files.write_whole(folder / "held_out.safetensors", save({"predicted": np.ascontiguousarray(predicted)}))
+        for cached in folder.glob("trunk-*.npy"):
+            files.remove_tree(cached)
+
+
+def _write_curves(curves: list[dict[str, Any]], folder: Path, report: Path) -> None:
+    """Leave the learning curves beside the report, as a table and, where they were asked for, as TensorBoard's logs."""
+    import pandas as pd
+
+    if curves:
+        files.write_whole(report / "curves.csv", pd.DataFrame(curves).to_csv(index=False).encode())
+    if (folder / TENSORBOARD).is_dir():
+        files.replace(folder / TENSORBOARD, report / TENSORBOARD)
