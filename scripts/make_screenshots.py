@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Take the documentation's pictures of both docks, with a mouse's clicks and nothing staged.
 
-    xvfb-run -a -s "-screen 0 1600x1000x24" python scripts/make_screenshots.py DATA/C5.jpg --mpp 0.687 [-o docs/img]
+    xvfb-run -a -s "-screen 0 1600x1000x24" python scripts/make_screenshots.py [SLIDE] [--mpp F] [-o docs/img]
 
-The slide should be one that the demo model was not fitted on; one that it was is refused.
+By default of the embedded slide. A slide that the demo model was fitted on is refused.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PART = 0.35
 def main() -> None:
     args = arguments()
     slide = peka.open_slide(args.slide, mpp=args.mpp)
-    if slide.fingerprint in {s["fingerprint"] for s in peka.load_model("demo").spec.training["sections"]}:
+    if slide.fingerprint in {s["slide"] for s in peka.load_model("demo").trained_on}:
         raise SystemExit(f"{slide.name} was used to fit the model")
     viewer = napari.Viewer(title="napari")
     viewer.window.resize(*SIZE)
@@ -41,6 +41,7 @@ def main() -> None:
     _, predict = viewer.window.add_plugin_dock_widget("napari-peka", "Predict expression")
     with tempfile.TemporaryDirectory() as folder:
         predict.output.edit.setText(folder)
+        predict.detail.setCurrentIndex(predict.detail.count() - 1)
         predict.panel.run_button.click()
         wait(lambda: predict._map is not None and filled(predict._map) > PART)
         zoom(viewer, predict._map)
@@ -86,9 +87,9 @@ def shoot(viewer: napari.Viewer, path: Path) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("slide", type=Path)
+    parser.add_argument("slide", type=Path, nargs="?", default=peka.sample_slide())
     parser.add_argument("--mpp", type=float)
-    parser.add_argument("--gene", default="CD24")
+    parser.add_argument("--gene", default="ERBB2")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/img"))
     return parser.parse_args()
 
