@@ -229,6 +229,25 @@ def test_evaluate_writes_the_contracts_files_key_by_key(trained, outs, tmp_path)
     assert len(genes) == 100
 
 
+def test_what_is_said_of_one_section_reaches_it(trained, outs, tmp_path):
+    plain = run(
+        "evaluate", trained[0], outs[1], "-o", tmp_path / "plain", "--patient", "P2", "--device", "cpu", "--json"
+    )
+    moved = copied(outs[1], tmp_path)
+    table = positions(moved)
+    table["pxl_col_in_fullres"] += 1000
+    write_positions(moved, table)
+    (tmp_path / "back.json").write_text(json.dumps({"affine": [[1, 0, -1000], [0, 1, 0]]}))
+    ran = run(
+        "evaluate", trained[0], moved, "-o", tmp_path / "moved", "--patient", "P2", "--section", "told", "--affine",
+        tmp_path / "back.json", "--mpp", 1.0, "--device", "cpu", "--json",
+    )  # fmt: skip
+    assert [s["section"] for s in ran.data["sections"]] == ["told"]
+    assert ran.data["summary"]["pcc_hvg50"]["mean"] == pytest.approx(
+        plain.data["summary"]["pcc_hvg50"]["mean"], abs=1e-4
+    )
+
+
 def test_evaluate_on_sections_that_were_trained_on_says_so_on_both_streams(trained, manifest, tmp_path):
     ran = run("evaluate", trained[0], manifest, "-o", tmp_path / "e", "--device", "cpu")
     loud = "the model was trained on P1S1: its scores there are worth nothing, leave them out"
@@ -386,9 +405,10 @@ class Bad:
         return [self.command, *model, *self.sections, "-o", self.output, *base[self.command], *self.options]
 
 
-def options(*args, command="train"):
+def options(*args, command="train", of=None):
     def make(bad):
         bad.command = command
+        bad.sections = of(bad) if of else bad.sections
         bad.options = [a(bad) if callable(a) else a for a in args]
 
     return make
@@ -495,6 +515,9 @@ TABLE = {
     "manifest of nothing": (manifest_of(""), ("bad.csv", "header")),
     "manifest of a missing section": (manifest_of("path\nnowhere/outs\n"), ("nowhere",)),
     "image of several sections": (several_with_an_image, ("--image", "manifest")),
+    "affine that is not there": (
+        options("--affine", lambda bad: bad.folder / "none.json", of=lambda bad: [bad.outs[0]]), ("none.json",),
+    ),
     "a section twice": (lambda b: setattr(b, "sections", [b.outs[0]] * 2), ("twice",)),
     # splits
     "unknown hold-out": (options("--hold-out", "P2S9"), ("'P2S9'", "did you mean P2S1")),

@@ -20,7 +20,7 @@ from napari_peka.models.encoder import Normaliser, load_encoder
 from napari_peka.models.registry import AdapterSpec, encoder_card
 from napari_peka.models.student import translate_mlp
 from napari_peka.models.targets import resolve_adapter
-from napari_peka.models.trunk import split
+from napari_peka.models.trunk import drop_patches, split
 from napari_peka.training.augment import Augment
 from napari_peka.training.batches import TileBatches, trunk_batches
 from napari_peka.training.distill import fit
@@ -78,6 +78,7 @@ class Setup:
                 torch.nn.Sequential(normalise, front), bank()[0], self.pairs.train, self.pairs.validation, n_views=3,
                 augment=augment, seed=0, device=CPU, dtype=dtype, batch_size=8, folder=folder, identity="tiny",
             )  # fmt: skip
+        drop_patches(body if trunk else self.encoder, self.config.patch_dropout)
         n_genes = D if set(self.config.terms) & {"genes", "poisson", "nb"} else 0
         self.learner = Learner(body, translate, classifier, card.dim, n_genes, "nb" in self.config.terms)
 
@@ -123,19 +124,31 @@ def test_every_adapter_learns_and_leaves_the_rest_alone(tmp_path, kind):
         assert {k.removeprefix("body.1.") for k in changed if k.startswith("body")} <= adapter
 
 
-@pytest.mark.parametrize("kind", ["bone", "adalora"])
-def test_killed_and_resumed_it_ends_at_the_very_same_weights(tmp_path, kind):
-    whole = Setup(tmp_path / "whole", adapter=kind)
+@pytest.mark.parametrize(("kind", "dropped"), [("bone", 0), ("bone", 0.5), ("adalora", 0)])
+def test_killed_and_resumed_it_ends_at_the_very_same_weights(tmp_path, kind, dropped):
+    whole = Setup(tmp_path / "whole", adapter=kind, patch_dropout=dropped)
     whole_history = whole.fit()
-    cut = Setup(tmp_path / "cut", adapter=kind)
+    cut = Setup(tmp_path / "cut", adapter=kind, patch_dropout=dropped)
     with pytest.raises(Cancelled):
         cut.fit(progress=StopsAfter(36 * 2 + 10))  # in the third epoch
-    again = Setup(tmp_path / "cut", adapter=kind)
+    again = Setup(tmp_path / "cut", adapter=kind, patch_dropout=dropped)
     progress = JobProgress()
     history = again.fit(resume=True, progress=progress)
     assert same(whole.weights(), again.weights())
     assert [e.train_loss for e in history.epochs] == [e.train_loss for e in whole_history.epochs]
     assert progress.snapshot().done == progress.snapshot().total == 36 * 3
+
+
+@pytest.mark.parametrize("trunk", [False, True])
+def test_patches_are_dropped_while_learning_and_not_while_judging(tmp_path, trunk):
+    setup = Setup(tmp_path, patch_dropout=0.5, epochs=1, trunk=trunk)
+    seen = {True: set(), False: set()}
+    last = setup.encoder.trunk.blocks[-1]
+    hook = last.register_forward_hook(lambda _, __, t: seen[torch.is_grad_enabled()].add(t.shape[1]))
+    setup.fit()
+    hook.remove()
+    assert (max(seen[True]) - 1) * 2 == max(seen[False]) - 1
+    assert len(seen[True]) == len(seen[False]) == 1
 
 
 def test_two_runs_of_one_seed_are_equal_and_of_another_are_not(tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from napari_peka.core.errors import SectionError
@@ -12,7 +14,7 @@ from napari_peka.core.progress import JobProgress
 from napari_peka.io import section as section_module
 from napari_peka.io.manifest import Entry, read_manifest
 from napari_peka.io.sample import sample_section, sample_sections
-from napari_peka.io.section import read_sections
+from napari_peka.io.section import read_section, read_sections
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,28 @@ def test_rows_and_relative_paths(manifest, tmp_path):
     ]
 
 
+def test_resolution_and_affine_are_a_rows_own(manifest, tmp_path):
+    path = manifest("path,mpp,affine\na/outs,0.5,maps/a.json\nb/outs,,\n")
+    assert read_manifest(path) == [
+        Entry(tmp_path / "a/outs", mpp=0.5, affine=tmp_path / "maps/a.json"), Entry(tmp_path / "b/outs"),
+    ]  # fmt: skip
+
+
+def test_resolution_and_affine_reach_the_section(study, tmp_path):
+    outs = study.parent / "P1S1/outs"
+    (tmp_path / "m.json").write_text(json.dumps({"affine": [[1, 0, 5], [0, 1, -3]]}))
+    own = tmp_path / "own.csv"
+    own.write_text(f"path,mpp,affine\n{study.parent / 'P1S2/outs'},,\n{outs},1.02,m.json\n")
+    plain, (_, moved) = read_section(outs), read_sections(own)
+    try:
+        assert moved.slide.mpp == (1.02, 1.02)
+        np.testing.assert_allclose(
+            moved.adata.obsm["spatial"] - plain.adata.obsm["spatial"], [[5, -3]] * len(moved.adata)
+        )
+    finally:
+        closed([plain, _, moved])
+
+
 def test_columns_that_are_not_known_are_named(manifest):
     progress = JobProgress()
     assert len(read_manifest(manifest("patiant,path\nP,a\n"), progress=progress)) == 1
@@ -69,6 +93,7 @@ def test_columns_that_are_not_known_are_named(manifest):
         ("path,section\n,A\n", "path is empty"),
         ("path,section\na,A,B,C\n", "row 2: 4 cells for 2"),
         ("path,path\na,b\n", "path twice"),
+        ("path,mpp\na,fine\n", "row 2: mpp is µm per pixel .* got 'fine'"),
         ("path\na\n./a\n", "there twice"),
         ("path,section\na,A\nb,A\n", "two sections are named A"),
     ],

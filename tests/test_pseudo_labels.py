@@ -9,7 +9,7 @@ import torch
 from napari_peka.core.errors import TrainingError
 from napari_peka.core.progress import Cancelled, JobProgress
 from napari_peka.training import pseudo_labels
-from napari_peka.training.pseudo_labels import Scaling, fit_pseudo_labels, nearest
+from napari_peka.training.pseudo_labels import Scaling, centred_by_section, fit_pseudo_labels, nearest
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -90,6 +90,32 @@ def test_held_out_spots_change_nothing_but_have_labels():
     np.testing.assert_array_equal(a.centres, b.centres)
     np.testing.assert_array_equal(a.labels[train], b.labels[train])
     np.testing.assert_array_equal(b.labels, nearest(changed, b.centres))
+
+
+def test_sections_that_differ_as_a_whole_share_their_clusters():
+    embeddings, group = blobs(200)
+    section = np.repeat(["a", "b"], 100)
+    moved = embeddings + 1000 * (section == "b")[:, None]
+    train = np.arange(200) % 3 != 0
+    fitted = fit_pseudo_labels(centred_by_section(moved, section, train), train, n_clusters=4)
+    for label in range(4):
+        of = fitted.labels == label
+        assert len(set(group[of])) == 1
+        assert set(section[of]) == {"a", "b"}
+    torn = fit_pseudo_labels(moved, train, n_clusters=4)
+    assert all(len(set(section[torn.labels == label])) == 1 for label in range(4))
+
+
+def test_what_is_held_out_moves_no_training_spot():
+    embeddings, _ = blobs(90)
+    section = np.repeat(["a", "b", "c"], 30)
+    train = (np.arange(90) % 2 == 0) & (section != "c")
+    changed = embeddings.copy()
+    changed[~train] *= -30
+    a, b = (centred_by_section(e, section, train) for e in (embeddings, changed))
+    np.testing.assert_array_equal(a[train], b[train])
+    np.testing.assert_allclose(a[train & (section == "a")].mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(a[section == "c"].mean(0), 0, atol=1e-4)
 
 
 def test_a_strong_dimension_outweighs_a_weak_one():

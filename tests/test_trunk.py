@@ -16,7 +16,14 @@ from torch import nn
 from napari_peka.models import adapters
 from napari_peka.models._torchvision import ensure_torchvision
 from napari_peka.models.encoder import Encoder, build_encoder, load_encoder
-from napari_peka.models.trunk import checkpoint_gradients, row_of_blocks, split
+from napari_peka.models.trunk import (
+    checkpoint_gradients,
+    drop_patches,
+    fuse_attention,
+    go_on_dropping,
+    row_of_blocks,
+    split,
+)
 
 TRANSFORMERS = [c for c in ENCODERS.values() if c.pooling != "model"]
 
@@ -191,3 +198,48 @@ def test_recomputing_activations_changes_no_gradient(half):
 def test_what_cannot_recompute_says_so():
     with pytest.raises(SettingError, match="cannot recompute"):
         checkpoint_gradients(Encoder(nn.Flatten(), "model"))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_patches_are_left_out_in_training_mode_alone(half):
+    encoder = of_timm("vit_tiny_patch16_224", "mean", img_size=64, embed_dim=24, depth=3, num_heads=3)
+    front, back = split(encoder, 2)
+    body = back if half else encoder
+    x = front(tiles(64)) if half else tiles(64)
+    wanted = body(x)
+    seen = []
+    hook = encoder.trunk.blocks[1].register_forward_hook(lambda _, __, tokens: seen.append(tokens.shape[1]))
+    drop_patches(body, 0.75)
+    assert torch.equal(body(x), wanted)
+    body.train()
+    encoder.eval()  # as in training an adapter: the frozen layers stay as they are
+    go_on_dropping(body)
+    torch.manual_seed(0)
+    less = body(x)
+    assert not torch.allclose(less, wanted)
+    torch.manual_seed(0)
+    assert torch.equal(body(x), less)
+    assert seen == [17, 5, 5]  # of 16 patches 4, and the class token
+    body.eval()
+    assert torch.equal(body(x), wanted)
+    body.train()
+    drop_patches(body, 0)
+    assert torch.equal(body(x), wanted)
+    hook.remove()
+
+
+def test_patches_that_an_architecture_needs_are_not_left_out():
+    for encoder in (of_timm("eva02_tiny_patch14_224", img_size=56, embed_dim=48, depth=2, num_heads=3),
+                    of_timm("resnet10t")):  # fmt: skip
+        with pytest.raises(SettingError, match=f"a {type(encoder.trunk).__name__} .*leave patch_dropout away"):
+            drop_patches(encoder, 0.5)
+
+
+def test_attention_is_the_same_fused_or_plain():
+    encoder = of_timm("vit_tiny_patch16_224", "cls", img_size=64, embed_dim=24, depth=2, num_heads=3)
+    fused = encoder(tiles(64))
+    fuse_attention(encoder, False)
+    assert not any(block.attn.fused_attn for block in encoder.trunk.blocks)
+    torch.testing.assert_close(encoder(tiles(64)), fused, atol=1e-5, rtol=1e-5)
+    fuse_attention(encoder)
+    assert all(block.attn.fused_attn for block in encoder.trunk.blocks)

@@ -45,6 +45,13 @@ SetOption = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there, or begin anew.")]
 Image = Annotated[Path | None, typer.Option(help="Full-resolution image of the one section that is given.")]
+SectionName = Annotated[
+    str | None, typer.Option("--section", help="Name of the one section; in a file of several also which.")
+]
+Mpp = Annotated[float | None, typer.Option(help="µm per pixel of the one section's image, where no file says it.")]
+Affine = Annotated[
+    Path | None, typer.Option(help="JSON that maps the one section's positions to its image: affine or point pairs.")
+]
 Patient = Annotated[str | None, typer.Option(help="Whose the sections are of which no manifest says it.")]
 BinUm = Annotated[float | None, typer.Option(help="Bins of Visium HD, in µm; 16 by default.")]
 
@@ -71,6 +78,9 @@ def train(
     ] = False,
     overwrite: Overwrite = False,
     image: Image = None,
+    section: SectionName = None,
+    mpp: Mpp = None,
+    affine: Affine = None,
     patient: Patient = None,
     bin_um: BinUm = None,
     as_json: Json = False,
@@ -85,7 +95,8 @@ def train(
         "seed": seed, "device": device, "devices": devices,
     }  # fmt: skip
     wanted = _settings(TrainConfig, config, settings, given)
-    with _opened(sections, image, patient, bin_um, output.name, _RESUMES) as (opened, progress):
+    one = {"image": image, "section": section, "mpp": mpp, "affine": affine}
+    with _opened(sections, one, patient, bin_um, output.name, _RESUMES) as (opened, progress):
         model = run(opened, wanted, output=output, resume=resume, finish=finish, overwrite=overwrite, progress=progress)
         report = Path(model.source) / REPORT
         document = _read_report(report, progress)
@@ -109,6 +120,9 @@ def evaluate(
     config: ConfigFile = None,
     settings: SetOption = None,
     image: Image = None,
+    section: SectionName = None,
+    mpp: Mpp = None,
+    affine: Affine = None,
     patient: Patient = None,
     bin_um: BinUm = None,
     as_json: Json = False,
@@ -120,7 +134,8 @@ def evaluate(
 
     wanted = _settings(EvaluateConfig, config, settings, {"device": device})
     loaded = load_model(model)
-    with _opened(sections, image, patient, bin_um, loaded.name, _BEGINS_ANEW) as (opened, progress):
+    one = {"image": image, "section": section, "mpp": mpp, "affine": affine}
+    with _opened(sections, one, patient, bin_um, loaded.name, _BEGINS_ANEW) as (opened, progress):
         run(loaded, opened, wanted, output=output, progress=progress)
         document = _read_report(output, progress)
     text = f"{report_text(document)}\n{files_text(report=output / 'report.html')}"
@@ -170,7 +185,7 @@ def benchmark(
     if _of_hest(sections):
         _benchmark_hest(sections[0], wanted, output, resume, overwrite, as_json)
         return
-    with _opened(sections, None, patient, bin_um, "benchmark", _RESUMES) as (opened, progress):
+    with _opened(sections, {}, patient, bin_um, "benchmark", _RESUMES) as (opened, progress):
         table = run(opened, wanted, output=output, resume=resume, overwrite=overwrite, progress=progress)
     text = f"{markdown(table)}\n{files_text(table=output / 'benchmark.html')}"
     write_result(plain(table.to_dict("records")), as_json, text)
@@ -230,20 +245,21 @@ def cache(
 
 @contextmanager
 def _opened(
-    paths: list[Path], image: Path | None, patient: str | None, bin_um: float | None, title: str, interrupted: str
+    paths: list[Path], of_one: dict[str, Any], patient: str | None, bin_um: float | None, title: str, interrupted: str
 ) -> Iterator[tuple[list[Section], ConsoleProgress]]:
-    """Open the sections while the block runs; an interruption ends with the sentence `interrupted`."""
+    """Open the sections while the block runs, one of them with `of_one`; an interruption ends with `interrupted`."""
     from napari_peka.console import console_progress
     from napari_peka.io.section import read_section, read_sections
 
     one = len(paths) == 1 and paths[0].suffix.lower() != ".csv"
-    if image is not None and not one:
-        raise SettingError("--image names the image of one section; for several, name them in a manifest")
+    given = [name for name, value in of_one.items() if value is not None]
+    if given and not one:
+        raise SettingError(f"--{given[0]} is of one section; for several, say it in a manifest's column {given[0]}")
     opened: list[Section] = []
     try:
         with console_progress(title) as progress:
             if one:
-                opened = [read_section(paths[0], image=image, patient=patient, bin_um=bin_um, progress=progress)]
+                opened = [read_section(paths[0], **of_one, patient=patient, bin_um=bin_um, progress=progress)]
             else:
                 opened = read_sections(paths, patient=patient, bin_um=bin_um, progress=progress)
             yield opened, progress

@@ -98,6 +98,10 @@ class TrainConfig(Settings):
     dihedral: bool = Field(True, description="turn and mirror tiles while training")
     stain: float = Field(0.05, ge=0, le=1, description="spread of the stains' strength while training")
     light: float = Field(0.1, ge=0, le=0.9, description="spread of brightness and contrast while training")
+    patch_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of a tile's patches left out while training: faster, and regularises"
+    )
+    checkpoint_gradients: bool = Field(False, description="recompute activations: less memory, about a third slower")
     trunk_cache: bool = Field(True, description="with last_blocks: compute the frozen blocks once and keep the result")
     cached_views: int = Field(8, ge=1, le=64, description="augmented looks at each tile in the trunk cache")
     seed: int = Field(0, ge=0, description="of everything that is drawn")
@@ -113,7 +117,7 @@ class TrainConfig(Settings):
     context_um: float | None = Field(None, gt=0, description="radius of neighbours whose mean is read as well")
     head: Literal["ridge", "mlp"] = Field("ridge", description="ridge in closed form, or a small MLP")
     depth_power: float = Field(0.5, ge=0, le=2, description="weight of a spot in the head: its counts to this power")
-    centre_sections: bool = Field(True, description="the head does not learn what sections differ in as a whole")
+    centre_sections: bool = Field(True, description="neither teacher nor head tells what sections differ in as a whole")
     target_rank: int | None = Field(
         20, ge=1, description="the head learns this many common directions of the genes; None: each gene as measured"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from napari_peka.core.errors import SectionError
 from napari_peka.core.progress import NULL, Progress
 
-COLUMNS = ("path", "section", "patient", "image", "split")
+COLUMNS = ("path", "section", "patient", "image", "split", "mpp", "affine")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class Entry:
         Its name and whose it is; None: by the files.
     split
         What it is for ("train", "test", …); empty when nothing is said.
+    mpp
+        µm per level-0 px of the image; None: by the files.
+    affine
+        JSON file that maps positions to the image; see :func:`napari_peka.io.registration.read_affine`.
     """
 
     path: Path
@@ -31,10 +35,12 @@ class Entry:
     patient: str | None = None
     image: Path | None = None
     split: str = ""
+    mpp: float | None = None
+    affine: Path | None = None
 
 
 def read_manifest(path: str | Path, *, progress: Progress = NULL) -> list[Entry]:
-    """Read a manifest: columns ``path, section, patient, image, split``, of which only `path` must be filled.
+    """Read a manifest: columns ``path, section, patient, image, split, mpp, affine``; only `path` must be filled.
 
     Relative paths are relative to the manifest's folder. Other columns are named to `progress` and not used.
 
@@ -62,20 +68,31 @@ def read_manifest(path: str | Path, *, progress: Progress = NULL) -> list[Entry]
         cells = dict(zip(header, row))
         if not cells.get("path"):
             raise SectionError(f"{path}, row {number}: the path is empty")
-        image = cells.get("image")
+        image, affine = (path.parent / name if (name := cells.get(c)) else None for c in ("image", "affine"))
         entries.append(
             Entry(
                 path.parent / cells["path"],
                 cells.get("section") or None,
                 cells.get("patient") or None,
-                path.parent / image if image else None,
+                image,
                 cells.get("split") or "",
+                _number(cells.get("mpp"), f"{path}, row {number}"),
+                affine,
             )
         )
     if not entries:
         raise SectionError(f"the manifest {path} names no section")
     refuse_twice(entries, f"the manifest {path}")
     return entries
+
+
+def _number(text: str | None, where: str) -> float | None:
+    if not text:
+        return None
+    try:
+        return float(text)
+    except ValueError as e:
+        raise SectionError(f"{where}: mpp is µm per pixel of the image, such as 0.25; got {text!r}") from e
 
 
 def _check_header(header: list[str], path: Path) -> None:

@@ -229,7 +229,9 @@ def _assemble(
     adata.uns["spatial"] = {name: _scverse(slide, spot_px, placed)}
     owner = patient or found.patient
     if owner is None:
-        warnings.append("nobody says whose section this is: taken for a patient of its own; name it with patient=")
+        warnings.append(
+            "nobody says whose section this is: taken for a patient of its own; name it with --patient or patient="
+        )
     return Section(
         section_id=name,
         patient_id=owner or name,
@@ -298,8 +300,8 @@ def read_sections(
     try:
         for entry in entries:
             result = read_section(
-                entry.path, image=entry.image, section=entry.section, patient=entry.patient or patient, bin_um=bin_um,
-                progress=progress,
+                entry.path, image=entry.image, section=entry.section, patient=entry.patient or patient, mpp=entry.mpp,
+                affine=entry.affine, bin_um=bin_um, progress=progress,
             )  # fmt: skip
             result.split = entry.split
             opened.append(result)

@@ -132,6 +132,66 @@ def checkpoint_gradients(encoder: nn.Module, on: bool = True) -> None:
         raise SettingError(f"a {type(trunk).__name__} cannot recompute its activations; take smaller batches") from e
 
 
+def drop_patches(encoder: nn.Module, share: float) -> None:
+    """Leave out a random share of each tile's patches in training mode: several times faster, and it regularises.
+
+    Source: Liu et al., "PatchDropout: Economizing Vision Transformers Using Patch Dropout", WACV 2023
+    (arXiv 2208.07220), as timm has it.
+
+    Parameters
+    ----------
+    encoder
+        An encoder or the back half of one.
+    share
+        Of the patches, 0 (none) to below 1. Class and register tokens always stay.
+
+    Raises
+    ------
+    SettingError
+        If the architecture needs all of its patches.
+    """
+    ensure_torchvision()
+    from timm.layers import PatchDropout
+    from timm.models.vision_transformer import VisionTransformer
+
+    trunk: Any = getattr(encoder, "trunk", encoder)
+    if getattr(type(trunk), "forward_features", None) is not VisionTransformer.forward_features:
+        raise SettingError(
+            f"a {type(trunk).__name__} of this kind needs all patches of a tile (plain vision transformers do not); "
+            "leave patch_dropout away"
+        )
+    dropping = PatchDropout(share, trunk.num_prefix_tokens) if share else nn.Identity()
+    trunk.patch_drop = dropping.train(trunk.training)
+
+
+def fuse_attention(encoder: nn.Module, on: bool = True) -> None:
+    """Use torch's fused attention or plain matrix products: same values, but not the same speed.
+
+    torch's fused backward pass on a CPU in bf16 takes up to twice the time of a plain one at the few hundred tokens
+    of a tile (``benchmarks/train.py``).
+
+    Parameters
+    ----------
+    encoder
+        An encoder or the back half of one; networks without timm's attention stay as they are.
+    on
+        Whether to fuse.
+    """
+    for part in encoder.modules():
+        if hasattr(part, "fused_attn"):
+            part.fused_attn = on
+
+
+def go_on_dropping(module: nn.Module) -> None:
+    """Put what :func:`drop_patches` made into training mode, whatever mode the blocks around it are in."""
+    ensure_torchvision()
+    from timm.layers import PatchDropout
+
+    for part in module.modules():
+        if isinstance(part, PatchDropout):
+            part.train()
+
+
 def _alike(trunk: nn.Module) -> Any:
     """Return another module with the same parts, whose parts can be exchanged without touching the first."""
     twin = copy.copy(trunk)

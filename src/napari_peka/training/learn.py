@@ -22,14 +22,14 @@ from napari_peka.models.encoder import Normaliser, complete, load_encoder, read_
 from napari_peka.models.registry import AdapterSpec, EncoderCard, encoder_card
 from napari_peka.models.student import translate_mlp
 from napari_peka.models.targets import resolve_adapter
-from napari_peka.models.trunk import split
+from napari_peka.models.trunk import checkpoint_gradients, drop_patches, fuse_attention, split
 from napari_peka.training import losses, splits
 from napari_peka.training.augment import Augment
 from napari_peka.training.batches import TileBatches, trunk_batches
 from napari_peka.training.distill import fit
 from napari_peka.training.learner import Batches, History, Learner, OnEpoch, Pairs
 from napari_peka.training.paired import Paired
-from napari_peka.training.pseudo_labels import PseudoLabels, Scaling, fit_pseudo_labels
+from napari_peka.training.pseudo_labels import PseudoLabels, Scaling, centred_by_section, fit_pseudo_labels
 from napari_peka.training.teacher import Expression, make_teacher
 
 #: width of the hidden layer between encoder and teacher (arXiv 2504.07061)
@@ -122,9 +122,12 @@ def teach(paired: Paired, train: npt.NDArray[np.bool_], config: TrainConfig, *, 
     )  # fmt: skip
     teacher.fit(everything.take(np.flatnonzero(train)), progress=progress)
     embedding = np.asarray(teacher.embed(everything), np.float32)
+    if config.centre_sections:
+        embedding = centred_by_section(embedding, paired.section, train)
     scaled = Scaling.of(embedding[train])(embedding)
     pseudo = fit_pseudo_labels(scaled, train, n_clusters=config.clusters, seed=config.seed, progress=progress)
-    return Taught(scaled, pseudo, {"teacher": teacher.record(), "pseudo_labels": pseudo.record})
+    record = teacher.record() | {"centred_by_section": config.centre_sections}
+    return Taught(scaled, pseudo, {"teacher": record, "pseudo_labels": pseudo.record})
 
 
 def learn(
@@ -198,6 +201,9 @@ def learn(
     record |= taught.record | {
         "trained_share": share, "validation": inner, "kept_epoch": history.kept, "stopped": history.stopped,
     }  # fmt: skip
+    fuse_attention(encoder)
+    if config.patch_dropout:
+        drop_patches(encoder, 0)
     merged = adapters.merge_adapter(encoder).float().eval()
     translate = translate.float().eval().requires_grad_(False)
     return Learnt(merged, translate, card, spec, tensors, history, record)
@@ -240,6 +246,7 @@ def _body(
     first = [CentreCrop(card.px)] if max(config.views) > 1 else []
     normalise = Normaliser(card.mean, card.std)
     if config.last_blocks is None or not config.trunk_cache:
+        _lighten(encoder, config, device, dtype)
         return nn.Sequential(*first, normalise, encoder), TileBatches(paired.bank, augment, device)
     front, back = split(encoder, config.last_blocks)
     identity = f"{card.name} {card.sha256 or card.revision} {card.px} {card.mpp} last {config.last_blocks}"
@@ -250,7 +257,17 @@ def _body(
         batch_size=config.batch_size, folder=folder, identity=f"{identity} {fingerprints}", progress=progress,
     )  # fmt: skip
     front.cpu()
+    _lighten(back, config, device, dtype)
     return back, batches
+
+
+def _lighten(encoder: nn.Module, config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None:
+    if device.type == "cpu" and dtype != torch.float32:
+        fuse_attention(encoder, False)
+    if config.patch_dropout:
+        drop_patches(encoder, config.patch_dropout)
+    if config.checkpoint_gradients:
+        checkpoint_gradients(encoder)
 
 
 class CentreCrop(nn.Module):

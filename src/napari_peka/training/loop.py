@@ -32,6 +32,7 @@ from napari_peka.models.adapters import (
     after_step,
     load_adapter_training_state,
 )
+from napari_peka.models.trunk import go_on_dropping
 from napari_peka.training import losses
 from napari_peka.training.gene_head import fit_head, pearson
 from napari_peka.training.learner import Batches, Epoch, History, Learner, OnEpoch, Pairs, Rows
@@ -40,8 +41,8 @@ STATE_FILE = "state.pt"
 #: components and penalty of the quick read-out that a learning curve is drawn from; not the head that is kept
 _PROBE: dict[str, Any] = {"n_components": 64, "alpha": "gcv"}
 #: settings that do not decide what is learnt
-_FREE = {"device", "devices", "tensorboard", "hold_out", "features", "rotations", "views", "context_um",
-         "head", "n_components", "ridge_alpha"}  # fmt: skip
+_FREE = {"device", "devices", "tensorboard", "checkpoint_gradients", "hold_out", "features", "rotations", "views",
+         "context_um", "head", "n_components", "ridge_alpha"}  # fmt: skip
 
 
 class Loop:
@@ -83,6 +84,7 @@ class Loop:
         self.model.train()
         if config.adapter != "full":  # frozen layers stay as they are, also where they keep running statistics
             self.encoder.eval()
+            go_on_dropping(self.learner)
         sums: dict[str, torch.Tensor] = {}
         seen: list[tuple[Rows, torch.Tensor]] = []
         parts = list(_shuffled(self.pairs.train, config.batch_size, config.seed, epoch))

@@ -61,6 +61,33 @@ class Scaling:
         return np.asarray((embeddings - self.mean) / self.scale, np.float32)
 
 
+def centred_by_section(
+    embeddings: npt.NDArray[np.floating], section: npt.NDArray[Any], train: npt.NDArray[np.bool_]
+) -> Float32Array:
+    """Subtract each section's mean, so that clusters are kinds of spots and not sections.
+
+    Parameters
+    ----------
+    embeddings
+        Of all spots, ``(n, d)``.
+    section
+        Section of each spot, ``(n,)``.
+    train
+        Spots whose mean is taken, bool ``(n,)``; a section without any takes the mean of its own spots, which moves
+        none of them against another.
+
+    Returns
+    -------
+    ndarray
+        float32 ``(n, d)``.
+    """
+    out = np.asarray(embeddings, np.float32).copy()
+    for name in np.unique(section):
+        own = section == name
+        out[own] -= out[own & train if (own & train).any() else own].mean(0, dtype=np.float64).astype(np.float32)
+    return out
+
+
 class Classifier(nn.Module):
     """Teacher embedding ``(b, d)`` to logits of the clusters ``(b, k)``.
 

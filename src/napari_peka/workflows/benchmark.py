@@ -31,7 +31,7 @@ from napari_peka.workflows.train import check, tile_cache
 TABLE = "benchmark"
 OWN = tuple(f"{TABLE}.{ending}" for ending in ("csv", "json", "md", "html"))
 #: what a run of other devices may go on with
-FREE = {"train": {"device", "devices", "tensorboard"}, "evaluate": {"device", "batch_size"}}
+FREE = {"train": {"device", "devices", "tensorboard", "checkpoint_gradients"}, "evaluate": {"device", "batch_size"}}
 
 
 def benchmark(

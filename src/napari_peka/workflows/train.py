@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 REPORT, TENSORBOARD = "report", "tensorboard"
 WHOLE = "all spots"
 #: settings that do not decide the result
-_FREE = {"device", "devices", "tensorboard"}
+_FREE = {"device", "devices", "tensorboard", "checkpoint_gradients"}
 
 
 def train(

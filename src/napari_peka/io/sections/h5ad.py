@@ -95,7 +95,7 @@ def _library(adata: AnnData, path: Path, section: str | None) -> tuple[str | Non
         return (libraries[0] if libraries else None), None
     listed = ", ".join(libraries)
     if section not in libraries:
-        raise SectionError(f"{path} holds {len(libraries)} sections ({listed}): say which with section=")
+        raise SectionError(f"{path} holds {len(libraries)} sections ({listed}): say which with --section or section=")
     for name in _LIBRARY:
         if name in adata.obs and set(adata.obs[name].astype(str)) <= set(libraries):
             return section, np.flatnonzero((adata.obs[name].astype(str) == section).to_numpy())

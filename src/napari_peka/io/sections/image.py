@@ -147,15 +147,19 @@ def _choose(
     if fits:
         if len(fits) > 1:
             others = ", ".join(p.name for p in fits[1:4])
-            warnings.append(f"{fits[0].name} is taken for the image; {others} would fit too: name it with image=")
+            warnings.append(
+                f"{fits[0].name} is taken for the image; {others} would fit too: name it with --image or image="
+            )
         return fits[0], 1.0
     why = f" ({'; '.join(reasons[:3])})" if reasons else ""
     if found.overview is None:
-        raise SectionError(f"no image was found for {path}: looked for {found.looked}{why}; name it with image=")
+        raise SectionError(
+            f"no image was found for {path}: looked for {found.looked}{why}; name it with --image or image="
+        )
     file = found.overview.path()
     warnings.append(
         f"the full-resolution image was not found{why}: {found.overview.name} stands in for it ({file}); name the scan "
-        "with image="
+        "with --image or image="
     )
     return file, found.overview.scale if scaled else 1.0
 
@@ -172,13 +176,13 @@ def _named(image: Path, found: Found, xy: FloatArray, scaled: bool, warnings: li
         if same:
             warnings.append(
                 f"{image.name} is {found.overview.name}, not the scan: positions are scaled by "
-                f"{found.overview.scale:.4g} to fit it; name the scan with image="
+                f"{found.overview.scale:.4g} to fit it; name the scan with --image or image="
             )
             return image, found.overview.scale
     raise SectionError(
         f"only {share:.0%} of {len(xy):,} spots lie inside {image.name} ({shape[1]:,} × {shape[0]:,} px), they reach "
         f"x = {xy[:, 0].max():,.0f}, y = {xy[:, 1].max():,.0f}{hint}: it is the image of another section, or reduced; "
-        "name the full-resolution one, or give an affine"
+        "name the full-resolution one with --image or image=, or give --affine or affine="
     )
 
 
@@ -206,12 +210,12 @@ def _resolved(placed: Placed, found: Found, file: Path) -> Slide:
     else:
         raise SectionError(
             f"{file.name} does not say its µm per pixel, and the spots' pitch cannot give it: the platform is not "
-            "known or the spots are too few; give it with mpp="
+            "known or the spots are too few; give it with --mpp or mpp="
         )
     if not ALLOWED_MPP[0] <= value <= ALLOWED_MPP[1]:
         raise SectionError(
             f"by the {source} {file.name} would have {value:.3g} µm/px: it is not the image to which the positions "
-            "belong, or too coarse; name the full-resolution one with image="
+            "belong, or too coarse; name the full-resolution one with --image or image="
         )
     placed.slide.close()
     slide = open_slide(file, mpp=value)

@@ -93,7 +93,7 @@ def _table(store: Any, path: Path, request: Request) -> tuple[str, AnnData]:
     else:
         named = [n for n, t in tables.items() if request.section in _regions(t)]
         if len(named) != 1:
-            raise SectionError(f"{path} has several tables ({listed}): say which with section=")
+            raise SectionError(f"{path} has several tables ({listed}): say which with --section or section=")
         name = named[0]
     return name, tables[name]
 
@@ -109,7 +109,9 @@ def _region(table: AnnData, path: Path, request: Request) -> tuple[str, AnnData]
     if len(regions) == 1:
         return regions[0], table
     if request.section not in regions:
-        raise SectionError(f"{path} holds {len(regions)} sections ({', '.join(regions)}): say which with section=")
+        raise SectionError(
+            f"{path} holds {len(regions)} sections ({', '.join(regions)}): say which with --section or section="
+        )
     rows = table.obs[table.uns["spatialdata_attrs"]["region_key"]].astype(str) == request.section
     return request.section, table[rows.to_numpy()]
 
