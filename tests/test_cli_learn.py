@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hest_files import write_task
 from section_files import POSITIONS, change_counts, copied, positions, write_positions
 
 pytest.importorskip("lightning_fabric")
@@ -298,6 +299,18 @@ def test_benchmark_writes_the_table_beside_the_frozen_encoder(manifest, tmp_path
     assert ran.out.startswith("| encoder | adapter |")
     assert ran.out.splitlines()[-1] == f"table      {out / 'benchmark.html'}"
     assert len(pd.read_csv(out / "benchmark.csv")) == 2
+
+
+def test_a_folder_of_hest_bench_gives_hest_benchs_table(tmp_path):
+    write_task(tmp_path / "bench/IDC", [(["A"], ["B"]), (["B"], ["A"])])
+    args = ["benchmark", tmp_path / "bench", "--encoders", "tiny-random", "--rotations", "1", "--adapters", "none",
+            "--device", "cpu"]  # fmt: skip
+    rows = run(*args, "-o", tmp_path / "out", "--json").data
+    assert [(r["task"], r["adapter"]) for r in rows] == [("IDC", "none")]
+    assert 0 < rows[0]["pcc_hest_bench"] < 1
+    assert {"benchmark.csv", "benchmark.json", "benchmark.md", "IDC"} == set(left(tmp_path / "out"))
+    assert "IDC" in run(*args, "-o", tmp_path / "text").out.splitlines()[0]
+    assert "hold_out" in run(*args, "-o", tmp_path / "no", "--hold-out", "patient", code=2).err[-1]
 
 
 # -- interruption ------------------------------------------------------------------------------------------------

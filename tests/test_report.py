@@ -26,7 +26,7 @@ from napari_peka.training.evaluate import evaluate, read_report
 from napari_peka.training.report import write_comparison_html, write_html
 from napari_peka.training.report_maps import MAP_GENES, MAP_SECTIONS
 from napari_peka.training.report_page import element
-from napari_peka.training.report_words import flat, grade
+from napari_peka.training.report_words import flat, genes_in_words, grade
 from napari_peka.training.scoring import Measured
 
 EVIL = "<script>alert(1)</script>\"'&amp;"
@@ -522,3 +522,12 @@ def test_a_comparison_cannot_be_broken_by_a_name(tmp_path):
 def test_an_empty_comparison_is_said(tmp_path):
     write_comparison_html(compare([]), tmp_path / "c.html")
     assert "Nothing was compared" in Page(tmp_path / "c.html").words
+
+
+@pytest.mark.parametrize(
+    ("n", "words"),
+    [(1, "the most variable gene"), (4, "the 4 most variable genes"), (50, "the 50 most variable genes"),
+     (53, "the 50 most variable genes of each training part"), (0, "the most variable genes")],
+)  # fmt: skip
+def test_the_headline_says_over_which_genes(n, words):
+    assert genes_in_words(n) == words

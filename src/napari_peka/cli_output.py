@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from napari_peka.io.cache import Cached
 
 _WIDTH = 10
-#: genes of the headline mean
-N_VARIABLE = 50
 
 
 def write_result(data: Any, as_json: bool, text: str) -> None:
@@ -30,16 +28,13 @@ def _finite(data: Any) -> Any:
 
 def report_text(document: dict[str, Any]) -> str:
     """Return what ``report.json`` says, for a person: on what was judged, how well, beside noise and baselines."""
-    from napari_peka.training.report_words import BASELINE_NAMES, Score, grade, percent
+    from napari_peka.training.report_words import BASELINE_NAMES, Score, genes_in_words, grade, percent
 
     summary = document["summary"]
-    n, each = len(document["hvg50"]), ""
-    if n > N_VARIABLE:  # the lists of several folds together
-        n, each = N_VARIABLE, " of each training part"
     lines = [_row("judged on", document["split"])]
     label = "PCC"
     for key, over in (
-        ("pcc_hvg50", f"the {n} most variable genes{each}"),
+        ("pcc_hvg50", genes_in_words(len(document["hvg50"]))),
         ("pcc_all", f"all {document['n_genes']:,} genes"),
     ):
         score = Score.of(summary.get(key))

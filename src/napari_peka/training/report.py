@@ -120,7 +120,7 @@ def _baselines(report: EvaluationReport) -> Iterator[Html]:
         body.append((name, _bar(pcc, kind), cell(pcc.mean), cell(pcc.sd), pcc.interval, of, cell(mse.mean)))
     scale = element("th", "PCC on a scale from 0 to 1", scope="col", class_="bar")
     heads = ("prediction", scale, "PCC", "sd", "95 % interval", "of attainable", "MSE")
-    over = words.genes_in_words(report)
+    over = words.genes_in_words(len(report.hvg50))
     yield table(heads, body, own=own, caption=f"Means over {over}, {report.unit}")
     means = [(name, Score.of(summary.get(f"{key}_hvg50"))) for key, name in _METRICS.items()]
     means += [
@@ -196,9 +196,8 @@ def _sections(report: EvaluationReport) -> Iterator[Html]:
     if not len(frame) or not there:
         return
     rows = ([cell(row[key]) for key, _ in there] for row in frame.to_dict("records"))
-    caption = (
-        f"Each held-out part by itself; PCC of model and baselines, ceiling and MSE over {words.genes_in_words(report)}"
-    )
+    over = words.genes_in_words(len(report.hvg50))
+    caption = f"Each held-out part by itself; PCC of model and baselines, ceiling and MSE over {over}"
     yield table([head for _, head in there], rows, kind="sortable", caption=caption)
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from napari_peka.training.targets import N_VARIABLE
+
 if TYPE_CHECKING:
     from napari_peka.training.evaluate import EvaluationReport
 
@@ -101,9 +103,10 @@ def is_hvg50(report: EvaluationReport) -> npt.NDArray[np.bool_]:
     return np.asarray(report.genes["gene"].isin(report.hvg50))
 
 
-def genes_in_words(report: EvaluationReport) -> str:
-    """Return over which genes the headline mean is taken."""
-    n = len(report.hvg50)
+def genes_in_words(n: int) -> str:
+    """Return over which genes the headline mean is taken, `n` of them in any training part."""
+    if n > N_VARIABLE:  # the lists of several folds together
+        return f"the {N_VARIABLE} most variable genes of each training part"
     return "the most variable gene" if n == 1 else f"the {n or ''} most variable genes".replace("  ", " ")
 
 
@@ -127,7 +130,7 @@ def verdict(report: EvaluationReport) -> list[str]:
             "predictions, so there is nothing that a prediction could be compared with.",
             f"Split: {_sentence(report.split)}",
         ]
-    over = genes_in_words(report)
+    over = genes_in_words(len(report.hvg50))
     if not pcc.known:
         pcc, over = all_genes, f"all {count(len(report.genes), 'gene')}"
     interval = f", 95{SPACE}% interval {pcc.interval}" if pcc.interval else ""

@@ -26,6 +26,8 @@ UNITS: dict[str, Callable[[Any], Any]] = {
 }
 #: units whose x is the counts as they are
 _UNDIVIDED = ("log1p counts",)
+#: genes by which a model is scored
+N_VARIABLE = 50
 #: a gene must be seen in more than this share of the spots to rank among the most variable
 MIN_SEEN = 0.10
 _PER = 1e4

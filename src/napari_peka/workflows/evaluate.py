@@ -21,8 +21,8 @@ from napari_peka.training.evaluate import evaluate as score
 from napari_peka.training.paired import Paired, gather
 from napari_peka.training.panel import GeneNames
 from napari_peka.training.scoring import Measured
-from napari_peka.training.targets import expression, most_variable
-from napari_peka.workflows.folds import N_VARIABLE, ceiling, provenance
+from napari_peka.training.targets import N_VARIABLE, expression, most_variable
+from napari_peka.workflows.folds import ceiling, provenance
 
 #: fold of sections that no fold was made of
 GIVEN = "as given"

@@ -19,7 +19,7 @@ from napari_peka.training.ceiling import attainable_pcc
 from napari_peka.training.denoise import denoised, depth_weights
 from napari_peka.training.paired import Paired
 from napari_peka.training.scoring import Measured
-from napari_peka.training.targets import choose_genes, expression, most_variable, smooth_neighbours
+from napari_peka.training.targets import N_VARIABLE, choose_genes, expression, most_variable, smooth_neighbours
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 Float32 = npt.NDArray[np.float32]
 #: blocks a section for hold_out = block: a fifth of each section at a time
 N_BLOCKS = 5
-N_VARIABLE = 50
 
 
 @dataclass(frozen=True, eq=False)
