@@ -141,6 +141,7 @@ def learn(
     folder: Path,
     device: torch.device,
     dtype: torch.dtype,
+    taught: Taught | None = None,
     title: str = "",
     resume: bool = False,
     finish: bool = False,
@@ -163,6 +164,8 @@ def learn(
         Where checkpoint and trunk cache lie.
     device, dtype
         Where and in which number format.
+    taught
+        What :func:`teach` gave for the same spots and settings, where somebody has it; None: asked here.
     title
         What the stage's name ends in.
     resume, finish, on_epoch, progress
@@ -179,7 +182,7 @@ def learn(
     record: dict[str, Any] = {"adapter": dataclasses.asdict(spec)}
     if spec.kind == "none":
         return Learnt(encoder, None, card, spec, {}, History(), record)
-    taught = teach(paired, train, config, progress=progress)
+    taught = taught or teach(paired, train, config, progress=progress)
     pairs, inner = _pairs(paired, train, config, taught, expression, variable, columns)
     adapters.add_adapter(encoder, spec, seed=config.seed)
     steps = ceil(ceil(len(pairs.train) / config.batch_size) / config.accumulate) * config.epochs

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ from napari_peka.workflows import folds as part
 from napari_peka.workflows.place import Workplace
 from napari_peka.workflows.predict import versions
 from napari_peka.workflows.train import check, tile_cache
+
+if TYPE_CHECKING:
+    from napari_peka.training.learn import Taught
 
 TABLE = "benchmark"
 OWN = tuple(f"{TABLE}.{ending}" for ending in ("csv", "json", "md", "html"))
@@ -144,6 +147,7 @@ class EncoderTable:
         self.config, self.encoder, self.progress = config, encoder, progress
         self.base = config.train.model_copy(update={"encoder": encoder})
         self.folder = folder / part.file_name(encoder)
+        self._taught: dict[tuple[bytes, int], Taught] = {}
         self.device = choose_device(config.train.device)
         self.dtype = choose_precision(config.train.precision, self.device)
 
@@ -198,15 +202,24 @@ class EncoderTable:
 
     def _teacher(self, fold: splits.Fold) -> Iterator[tuple[Cell, int, npt.NDArray[np.float32]]]:
         """Yield the teacher's own embedding of the measured expression: what a perfect student would read."""
-        from napari_peka.training.learn import teach
-
         for seed in self.config.seeds:
-            taught = teach(self.paired, fold.train, self.base.model_copy(update={"seed": seed}), progress=self.progress)
+            taught = self._teach(fold, seed)
             for rotations, context in product(self.config.rotations, self.config.contexts_um):
                 yield (
                     Cell("none", "teacher", rotations, context), seed,
                     part.with_context(taught.embedding, self.paired, context),
                 )  # fmt: skip
+
+    def _teach(self, fold: splits.Fold, seed: int) -> Taught:
+        """Return what the teacher says: all adapters of one seed and fold are taught the same."""
+        from napari_peka.training.learn import teach
+
+        key = (fold.train.tobytes(), seed)
+        if key not in self._taught:
+            self._taught = {k: v for k, v in self._taught.items() if k[0] == key[0]}  # of former folds none is needed
+            settings = self.base.model_copy(update={"seed": seed})
+            self._taught[key] = teach(self.paired, fold.train, settings, progress=self.progress)
+        return self._taught[key]
 
     def _embedding(
         self, goal: part.Goal, fold: splits.Fold, protocol: str, adapter: str, seed: int, rotations: int
@@ -248,7 +261,8 @@ class EncoderTable:
         variable = goal.variable(self.paired, fold.train)
         return learn(
             self.paired, fold.train, settings, goal.y, variable, goal.columns, folder=folder, device=self.device,
-            dtype=self.dtype, title=f" without {fold.name}, seed {seed}", resume=True, progress=self.progress,
+            dtype=self.dtype, taught=None if adapter == "none" else self._teach(fold, seed),
+            title=f" without {fold.name}, seed {seed}", resume=True, progress=self.progress,
         )  # fmt: skip
 
     def _settings(self, cell: Cell, seed: int) -> TrainConfig:
