@@ -33,6 +33,8 @@ DEBIAN = (
 ).split()
 #: the release tested here; without a GPU a build of it that needs no CUDA is taken where pip finds one
 TORCH = "torch==2.13.0"
+#: tests run in as many processes as there are cores; a file's stay together (tests/conftest.py)
+SHARED_OUT = ["-n", "auto", "--maxprocesses", "8", "--dist", "loadgroup"]
 
 
 def main() -> int:
@@ -65,11 +67,13 @@ def test() -> int:
         [str(BIN / "lint-imports")],
         [*tool, "npe2", "validate", "src/napari_peka/napari.yaml"],
         [*tool, "mkdocs", "build", "--strict", "--site-dir", str(VENV / "site")],
-        [*screen(), str(PYTHON), "-X", "faulthandler", "-m", "pytest", "-q"],
+        [*screen(), str(PYTHON), "-X", "faulthandler", "-m", "pytest", "-q", *SHARED_OUT],
     ]
+    # each process that tests keeps to one core
+    env = {"OMP_NUM_THREADS": "1", **os.environ}
     for step in steps:
         print("\n$", " ".join(step), flush=True)
-        if code := run(step):
+        if code := run(step, env=env):
             print(f"error: {' '.join(step)} failed", file=sys.stderr)
             return code
     return 0

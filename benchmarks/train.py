@@ -10,7 +10,9 @@ what counts. ``cpu_ratio`` is that of the processor's seconds over all threads, 
 included: on a busy machine it says more, on a GPU nothing.
 
 Then the same adapter in the last four blocks alone, with their input computed once (``trunk cache``) and without.
-``augmentation_ms`` is a batch's, alone, on one thread, in the processor's time.
+``lighter`` is the bare speed with plain in place of fused attention, and with patches left out (attention as training
+has it), as a multiple of that with fused attention and all patches. ``augmentation_ms`` is a batch's, alone, on one
+thread, in the processor's time.
 """
 
 from __future__ import annotations
@@ -33,11 +35,11 @@ from napari_peka.models.encoder import Normaliser, choose_device, choose_precisi
 from napari_peka.models.registry import AdapterSpec
 from napari_peka.models.student import translate_mlp
 from napari_peka.models.targets import resolve_adapter
-from napari_peka.models.trunk import split
+from napari_peka.models.trunk import fuse_attention, go_on_dropping, split
 from napari_peka.training.augment import Augment
 from napari_peka.training.batches import TileBatches, trunk_batches
 from napari_peka.training.distill import fit
-from napari_peka.training.learn import HIDDEN, card_of
+from napari_peka.training.learn import HIDDEN, card_of, lighten
 from napari_peka.training.learner import Learner, Pairs
 
 TEACHER, CLUSTERS, LAST_BLOCKS = 50, 100, 4
@@ -48,11 +50,12 @@ class Work:
 
     def __init__(
         self, args: argparse.Namespace, precision: str, folder: Path, *, last_blocks: int | None = None,
-        cache: bool = False,
+        cache: bool = False, patch_dropout: float = 0.0,
     ) -> None:  # fmt: skip
         self.config = TrainConfig(
-            encoder=args.encoder, batch_size=args.batch_size, epochs=1, last_blocks=last_blocks, device=args.device
-        )
+            encoder=args.encoder, batch_size=args.batch_size, epochs=1, last_blocks=last_blocks, device=args.device,
+            patch_dropout=patch_dropout,
+        )  # fmt: skip
         self.folder, self.device = folder, choose_device(args.device)
         self.dtype = choose_precision(precision, self.device)
         card = card_of(self.config)
@@ -81,6 +84,7 @@ class Work:
                 batch_size=args.batch_size, folder=folder, identity="benchmark",
             )  # fmt: skip
         self.once = process_time() - began
+        lighten(body if cache else self.encoder, self.config, self.device, self.dtype)
         classifier = nn.Linear(TEACHER, CLUSTERS)
         self.learner = Learner(body, translate_mlp([card.dim, HIDDEN, TEACHER]), classifier, card.dim)
 
@@ -101,6 +105,8 @@ class Work:
         teacher = [torch.as_tensor(self.pairs.teacher[part], device=self.device) for part in parts]
         labels = [torch.as_tensor(self.pairs.labels[part], device=self.device) for part in parts]
         self.learner.to(self.device).train()
+        self.encoder.eval()
+        go_on_dropping(self.learner)
         optimizer = torch.optim.AdamW([p for p in self.learner.parameters() if p.requires_grad], self.config.lr)
         self.wait()
         began = perf_counter(), process_time()
@@ -128,6 +134,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             out[precision] = {"all blocks": all_blocks(args, precision, Path(folder))}
             out[precision][f"last {LAST_BLOCKS} blocks"] = trunk_cache(args, precision, Path(folder))
+            out[precision]["lighter"] = lighter(args, precision, Path(folder))
     print(json.dumps(out, indent=1))
 
 
@@ -153,6 +160,25 @@ def trunk_cache(args: argparse.Namespace, precision: str, folder: Path) -> dict:
         **ratios("speed_up_", slow, fast),
         "once_in_epochs_saved": round(cached.once / saved, 1),
     }
+
+
+def lighter(args: argparse.Namespace, precision: str, folder: Path) -> dict:
+    """Return how many times the speed of fused attention on all patches other ways to train have."""
+    work = Work(args, precision, folder)
+
+    def fused() -> tuple[float, float]:
+        fuse_attention(work.encoder)
+        return work.bare()
+
+    def plain() -> tuple[float, float]:
+        fuse_attention(work.encoder, False)
+        return work.bare()
+
+    out = {"plain attention": ratios("", *in_turn(fused, plain, args.rounds))}
+    for share in (0.5, 0.75):
+        fewer = Work(args, precision, folder, patch_dropout=share)
+        out[f"patch_dropout {share}"] = ratios("", *in_turn(fused, fewer.bare, args.rounds))
+    return out
 
 
 def in_turn(one, other, rounds: int) -> tuple[list, list]:

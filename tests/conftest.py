@@ -17,6 +17,14 @@ if os.environ.get("CI"):
 GENES = ("ERBB2", "KRT8", "COL1A1", "MKI67", "CD3E")
 
 
+def pytest_collection_modifyitems(config, items):
+    """Keep a file's tests in one process, for what they share is made once; and all windows, for one has the focus."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            name = item.path.stem
+            item.add_marker(pytest.mark.xdist_group("screen" if name.startswith("test_gui") else name))
+
+
 @pytest.fixture(autouse=True)
 def _own_models_folder(tmp_path_factory, monkeypatch):
     """No test sees the models of whoever runs it, and none reaches a hub."""

@@ -77,7 +77,7 @@ def small_slide(path: Path) -> Path:
 # -- help --------------------------------------------------------------------------------------------------------
 
 
-def test_help_of_every_command_is_quick_and_imports_nothing_heavy():
+def test_help_of_every_command_imports_nothing_heavy():
     code = f"""
 import sys
 from napari_peka import cli
@@ -89,10 +89,8 @@ for args in [["--help"], *([c, "--help"] for c in {COMMANDS!r})]:
 heavy = [m for m in ("torch", "timm", "anndata", "napari", "numpy", "pandas", "matplotlib", "zarr") if m in sys.modules]
 assert not heavy, heavy
 """
-    began = time.monotonic()
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert time.monotonic() - began < 10
     for command in COMMANDS:
         assert f"napari-peka {command}" in ran.stdout
 

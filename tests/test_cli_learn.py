@@ -109,7 +109,7 @@ def trained(manifest, tmp_path_factory):
 # -- help --------------------------------------------------------------------------------------------------------
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
+def test_help_imports_nothing_heavy():
     commands = ("train", "evaluate", "benchmark", "cache")
     code = f"""
 import sys

@@ -249,7 +249,7 @@ def _body(
     first = [CentreCrop(card.px)] if max(config.views) > 1 else []
     normalise = Normaliser(card.mean, card.std)
     if config.last_blocks is None or not config.trunk_cache:
-        _lighten(encoder, config, device, dtype)
+        lighten(encoder, config, device, dtype)
         return nn.Sequential(*first, normalise, encoder), TileBatches(paired.bank, augment, device)
     front, back = split(encoder, config.last_blocks)
     identity = f"{card.name} {card.sha256 or card.revision} {card.px} {card.mpp} last {config.last_blocks}"
@@ -260,11 +260,12 @@ def _body(
         batch_size=config.batch_size, folder=folder, identity=f"{identity} {fingerprints}", progress=progress,
     )  # fmt: skip
     front.cpu()
-    _lighten(back, config, device, dtype)
+    lighten(back, config, device, dtype)
     return back, batches
 
 
-def _lighten(encoder: nn.Module, config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None:
+def lighten(encoder: nn.Module, config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """Make an encoder, or the back half of one, train as fast or with as little memory as the settings ask."""
     if device.type == "cpu" and dtype != torch.float32:
         fuse_attention(encoder, False)
     if config.patch_dropout:
