@@ -230,6 +230,14 @@ def test_evaluate_writes_the_contracts_files_key_by_key(trained, outs, tmp_path)
     assert len(genes) == 100
 
 
+def test_patients_that_nobody_named_are_not_called_unseen(trained, outs, tmp_path):
+    ran = run("evaluate", trained[0], outs[1], "-o", tmp_path / "e", "--device", "cpu", "--json")
+    assert "whether it knows their patients is not known" in ran.data["split"]
+    said = "\n".join(ran.data["warnings"])
+    assert "name the patients" in said
+    assert "nobody says whose section this is" in said, "a section's own warnings are in the report too"
+
+
 def test_what_is_said_of_one_section_reaches_it(trained, outs, tmp_path):
     plain = run(
         "evaluate", trained[0], outs[1], "-o", tmp_path / "plain", "--patient", "P2", "--device", "cpu", "--json"

@@ -486,7 +486,7 @@ def test_a_file_of_two_sections(outs, truth, tmp_path):
     both.uns["spatial"] = {"A": a.uns["spatial"]["lib"], "B": b.uns["spatial"]["lib"]}
     both.write_h5ad(tmp_path / "both.h5ad")
     image = outs.parent / "S1.tif"
-    with pytest.raises(SectionError, match=r"2 sections \(A, B\): say which with section="):
+    with pytest.raises(SectionError, match=r"2 sections \(A, B\): say which with --section or section="):
         read_section(tmp_path / "both.h5ad", image=image)
     with read_section(tmp_path / "both.h5ad", image=image, section="B") as section:
         assert section.section_id == "B"

@@ -167,8 +167,9 @@ def drop_patches(encoder: nn.Module, share: float) -> None:
 def fuse_attention(encoder: nn.Module, on: bool = True) -> None:
     """Use torch's fused attention or plain matrix products: same values, but not the same speed.
 
-    torch's fused backward pass on a CPU in bf16 takes up to twice the time of a plain one at the few hundred tokens
-    of a tile (``benchmarks/train.py``).
+    torch's fused backward pass on a CPU in bf16 takes longer than a plain one at the few hundred tokens of a tile: the
+    whole step is 1.1 to 1.2 times as fast without it, 1.6 times where patches are left out; in fp32 it is slower
+    (``benchmarks/train.py``).
 
     Parameters
     ----------

@@ -221,6 +221,7 @@ def read_report(folder: Path) -> EvaluationReport:
     StoreError
         If a file is missing or is not such a report.
     """
+    folder = Path(folder)
     try:
         document = json.loads((folder / REPORT_FILE).read_text("utf-8"))
         # NA may be a gene

@@ -69,7 +69,7 @@ def evaluate(
         )
     paired = gather(sections, model.tile_spec(), cache=cache, progress=progress)
     in_model, in_counts, genes = _in_both(model, paired)
-    warnings = list(paired.warnings)
+    warnings = [*(f"{s.section_id}: {w}" for s in paired.sections for w in s.warnings), *paired.warnings]
     if lost := len(model.head.genes) - len(genes):
         warnings.append(f"{lost} of the model's {len(model.head.genes)} genes were not measured in every section")
     y = expression(paired.counts[:, in_counts], paired.totals, unit)
@@ -166,6 +166,14 @@ def _relation(model: Model, paired: Paired) -> tuple[str, list[str]]:
     same = sorted({s.patient_id for s in paired.sections} & patients)
     if same:
         return f"other sections of patients that it was trained on ({', '.join(same)})", []
+    unnamed = [str(t.get("name")) for t in trained if t.get("patient") == t.get("name")]
+    unnamed += [s.section_id for s in paired.sections if s.patient_id == s.section_id]
+    if unnamed:
+        names = ", ".join(dict.fromkeys(unnamed))
+        return (
+            f"sections that the model never saw; whether it knows their patients is not known (nobody named {names}'s)",
+            ["these may be patients that the model was trained on, which would flatter it: name the patients"],
+        )
     return "sections and patients that the model never saw", []
 
 
