@@ -11,6 +11,11 @@ import pytest
 pytest.importorskip("lightning_fabric")
 pytest.importorskip("sklearn")
 
+from napari_peka.models._torchvision import ensure_torchvision
+
+ensure_torchvision()
+from timm.layers import PatchDropout, use_fused_attn
+
 from napari_peka.config import EvaluateConfig, TrainConfig
 from napari_peka.core.errors import OutputMismatch, SettingError, StoreError, TrainingError, UnknownName
 from napari_peka.core.progress import Cancelled, JobProgress
@@ -289,3 +294,19 @@ def test_the_model_reads_again_as_it_was(trained):
     from pathlib import Path
 
     assert read_bundle(Path(trained.source)).digest == trained.digest
+
+
+@pytest.mark.parametrize("last_blocks", [None, 1])
+def test_what_makes_training_lighter_is_gone_when_it_predicts(sections, cache, tmp_path, last_blocks):
+    from napari_peka.training import learn as module
+
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        merged = module.adapters.merge_adapter
+        patch.setattr(module.adapters, "merge_adapter", lambda encoder: seen.append(encoder.trunk) or merged(encoder))
+        lighter = {"patch_dropout": 0.5, "checkpoint_gradients": True, "last_blocks": last_blocks, "precision": "bf16"}
+        train(sections, TrainConfig(**FAST | lighter, hold_out="P1"), output=tmp_path / "m", cache=cache)
+    (trunk,) = seen
+    assert not trunk.grad_checkpointing
+    assert not any(isinstance(part, PatchDropout) for part in trunk.modules())
+    assert all(block.attn.fused_attn == use_fused_attn() for block in trunk.blocks)

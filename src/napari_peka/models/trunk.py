@@ -167,20 +167,22 @@ def drop_patches(encoder: nn.Module, share: float) -> None:
 def fuse_attention(encoder: nn.Module, on: bool = True) -> None:
     """Use torch's fused attention or plain matrix products: same values, but not the same speed.
 
-    torch's fused backward pass on a CPU in bf16 takes longer than a plain one at the few hundred tokens of a tile: the
-    whole step is 1.1 to 1.2 times as fast without it, 1.6 times where patches are left out; in fp32 it is slower
-    (``benchmarks/train.py``).
+    torch's fused backward pass on a CPU in bf16 takes longer than a plain one at the few hundred tokens of a tile; in
+    fp32 it is the faster one (``benchmarks/train.py``).
 
     Parameters
     ----------
     encoder
         An encoder or the back half of one; networks without timm's attention stay as they are.
     on
-        Whether to fuse.
+        Whether to fuse, where timm does.
     """
+    ensure_torchvision()
+    from timm.layers import use_fused_attn
+
     for part in encoder.modules():
         if hasattr(part, "fused_attn"):
-            part.fused_attn = on
+            part.fused_attn = on and use_fused_attn()
 
 
 def go_on_dropping(module: nn.Module) -> None:

@@ -204,9 +204,7 @@ def learn(
     record |= taught.record | {
         "trained_share": share, "validation": inner, "kept_epoch": history.kept, "stopped": history.stopped,
     }  # fmt: skip
-    fuse_attention(encoder)
-    if config.patch_dropout:
-        drop_patches(encoder, 0)
+    _as_published(encoder, config)
     merged = adapters.merge_adapter(encoder).float().eval()
     translate = translate.float().eval().requires_grad_(False)
     return Learnt(merged, translate, card, spec, tensors, history, record)
@@ -272,6 +270,15 @@ def lighten(encoder: nn.Module, config: TrainConfig, device: torch.device, dtype
         drop_patches(encoder, config.patch_dropout)
     if config.checkpoint_gradients:
         checkpoint_gradients(encoder)
+
+
+def _as_published(encoder: nn.Module, config: TrainConfig) -> None:
+    """Undo :func:`lighten`: what predicts is the encoder as it was built."""
+    fuse_attention(encoder)
+    if config.patch_dropout:
+        drop_patches(encoder, 0)
+    if config.checkpoint_gradients:
+        checkpoint_gradients(encoder, False)
 
 
 class CentreCrop(nn.Module):
