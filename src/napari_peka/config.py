@@ -136,6 +136,10 @@ class TrainConfig(Settings):
     )
 
 
+#: settings of :class:`TrainConfig` that do not decide what is learnt: a run may go on with others
+HOW_TO_RUN = {"device", "devices", "tensorboard", "checkpoint_gradients"}
+
+
 class EvaluateConfig(Settings):
     """How to score a model on measured sections."""
 

@@ -22,7 +22,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from napari_peka.config import TrainConfig
+from napari_peka.config import HOW_TO_RUN, TrainConfig
 from napari_peka.core import files
 from napari_peka.core.errors import OutputMismatch, StoreError, TrainingError
 from napari_peka.core.progress import Cancelled, Progress
@@ -41,8 +41,9 @@ STATE_FILE = "state.pt"
 #: components and penalty of the quick read-out that a learning curve is drawn from; not the head that is kept
 _PROBE: dict[str, Any] = {"n_components": 64, "alpha": "gcv"}
 #: settings that do not decide what is learnt
-_FREE = {"device", "devices", "tensorboard", "checkpoint_gradients", "hold_out", "features", "rotations", "views",
-         "context_um", "head", "n_components", "ridge_alpha"}  # fmt: skip
+_FREE = HOW_TO_RUN | {
+    "hold_out", "features", "rotations", "views", "context_um", "head", "n_components", "ridge_alpha",
+}  # fmt: skip
 
 
 class Loop:

@@ -97,6 +97,11 @@ class Paired:
     def __len__(self) -> int:
         return len(self.section)
 
+    @property
+    def all_warnings(self) -> list[str]:
+        """What was said of each section, with its name, and of all together."""
+        return [*(f"{s.section_id}: {w}" for s in self.sections for w in s.warnings), *self.warnings]
+
     @cached_property
     def apart_um(self) -> npt.NDArray[np.float64]:
         """Centres with each section so far from the others that none of their spots are neighbours."""

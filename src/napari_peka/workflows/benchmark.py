@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from napari_peka.config import BenchmarkConfig, TrainConfig
+from napari_peka.config import HOW_TO_RUN, BenchmarkConfig, TrainConfig
 from napari_peka.core import files
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.io.section import Section
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 TABLE = "benchmark"
 OWN = tuple(f"{TABLE}.{ending}" for ending in ("csv", "json", "md", "html"))
 #: what a run of other devices may go on with
-FREE = {"train": {"device", "devices", "tensorboard", "checkpoint_gradients"}, "evaluate": {"device", "batch_size"}}
+FREE = {"train": HOW_TO_RUN, "evaluate": {"device", "batch_size"}}
 
 
 def benchmark(
@@ -96,7 +96,7 @@ def benchmark(
         write_comparison_html(
             table, built / f"{TABLE}.html", split=split.words.partition(";")[0],
             provenance={**identity, "sections": part.provenance(paired), "versions": versions()},
-            warnings=[*(f"{s.section_id}: {w}" for s in sections for w in s.warnings), *paired.warnings],
+            warnings=paired.all_warnings,
         )  # fmt: skip
         place.finish(built)
     return table

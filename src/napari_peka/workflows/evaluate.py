@@ -69,7 +69,7 @@ def evaluate(
         )
     paired = gather(sections, model.tile_spec(), cache=cache, progress=progress)
     in_model, in_counts, genes = _in_both(model, paired)
-    warnings = [*(f"{s.section_id}: {w}" for s in paired.sections for w in s.warnings), *paired.warnings]
+    warnings = paired.all_warnings
     if lost := len(model.head.genes) - len(genes):
         warnings.append(f"{lost} of the model's {len(model.head.genes)} genes were not measured in every section")
     y = expression(paired.counts[:, in_counts], paired.totals, unit)

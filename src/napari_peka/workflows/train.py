@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_peka.config import TrainConfig
+from napari_peka.config import HOW_TO_RUN, TrainConfig
 from napari_peka.core import files
 from napari_peka.core.errors import SettingError
 from napari_peka.core.progress import NULL, Progress
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 REPORT, TENSORBOARD = "report", "tensorboard"
 WHOLE = "all spots"
-#: settings that do not decide the result
-_FREE = {"device", "devices", "tensorboard", "checkpoint_gradients"}
 
 
 def train(
@@ -100,7 +98,7 @@ def train(
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
     identity = {
-        "settings": json.loads(config.model_dump_json(exclude=_FREE)),
+        "settings": json.loads(config.model_dump_json(exclude=HOW_TO_RUN)),
         "precision": str(dtype).removeprefix("torch."),
         "sections": [s.fingerprint for s in sections],
     }
@@ -170,7 +168,7 @@ class _Walk:
     ) -> None:  # fmt: skip
         self.paired, self.split, self.folds, self.config, self.folder = paired, split, split.folds, config, folder
         self.device, self.dtype, self.finish, self.on_epoch, self.progress = device, dtype, finish, on_epoch, progress
-        self.notes = [*(f"{s.section_id}: {w}" for s in paired.sections for w in s.warnings), *paired.warnings]
+        self.notes = paired.all_warnings
         self.goal = part.set_goal(paired, split, config, progress=progress)
         self.ceilings = part.Ceilings(paired, self.goal, config.unit, seed=config.seed)
         self.curves: list[dict[str, Any]] = []
