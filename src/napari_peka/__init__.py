@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from napari_peka.config import BenchmarkConfig, EvaluateConfig, PredictConfig, TrainConfig
+    from napari_peka.config import BenchmarkConfig, EvaluateConfig, PredictConfig, RefitConfig, TrainConfig
     from napari_peka.core.errors import PekaError
     from napari_peka.infer.tissue import find_tissue
     from napari_peka.io.figure import write_map
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from napari_peka.workflows.benchmark import benchmark
     from napari_peka.workflows.evaluate import evaluate
     from napari_peka.workflows.predict import load_forward, plan_tiles, predict
+    from napari_peka.workflows.refit import refit, with_model
     from napari_peka.workflows.train import train
 
 _FACE = {
@@ -33,6 +34,7 @@ _FACE = {
     "PekaError": "core.errors",
     "PredictConfig": "config",
     "Prediction": "io.store",
+    "RefitConfig": "config",
     "Section": "io.section",
     "Slide": "io.slide",
     "TrainConfig": "config",
@@ -50,18 +52,21 @@ _FACE = {
     "read_report": "training.evaluate",
     "read_section": "io.section",
     "read_sections": "io.section",
+    "refit": "workflows.refit",
     "sample_section": "io.sample",
     "sample_sections": "io.sample",
     "sample_slide": "io.sample",
     "train": "workflows.train",
+    "with_model": "workflows.refit",
     "write_map": "io.figure",
 }
 
 __all__ = [
-    "BenchmarkConfig", "EvaluateConfig", "EvaluationReport", "PekaError", "PredictConfig", "Prediction", "Section",
-    "Slide", "TrainConfig", "benchmark", "evaluate", "find_tissue", "fit_affine", "load_forward", "load_model",
-    "open_slide", "plan_tiles", "predict", "read_prediction", "read_regions", "read_report", "read_section",
-    "read_sections", "sample_section", "sample_sections", "sample_slide", "train", "write_map",
+    "BenchmarkConfig", "EvaluateConfig", "EvaluationReport", "PekaError", "PredictConfig", "Prediction", "RefitConfig",
+    "Section", "Slide", "TrainConfig", "benchmark", "evaluate", "find_tissue", "fit_affine", "load_forward",
+    "load_model", "open_slide", "plan_tiles", "predict", "read_prediction", "read_regions", "read_report",
+    "read_section", "read_sections", "refit", "sample_section", "sample_sections", "sample_slide", "train",
+    "with_model", "write_map",
 ]  # fmt: skip
 
 

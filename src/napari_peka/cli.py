@@ -258,8 +258,10 @@ def predict(
 
 
 app.command()(cli_learn.train)
+app.command()(cli_learn.refit)
 app.command()(cli_learn.evaluate)
 app.command()(cli_learn.benchmark)
+app.command()(cli_learn.settings)
 app.command()(cli_learn.cache)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from napari_peka.cli_output import cache_text, files_text, report_text, write_result
+from napari_peka.cli_output import cache_text, files_text, report_text, settings_rows, settings_text, write_result
 from napari_peka.core.errors import SettingError
 from napari_peka.core.progress import Cancelled
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from napari_peka.config import BenchmarkConfig, Settings
     from napari_peka.console import ConsoleProgress
     from napari_peka.io.section import Section
+    from napari_peka.models.bundle import Model
 
 S = TypeVar("S", bound="Settings")
 
@@ -36,11 +37,16 @@ Sections = Annotated[
         readable=False,
     ),
 ]
+ModelName = Annotated[str, typer.Argument(help="demo, a bundle's folder or .zip, its name, or a hub id.")]
+HoldOut = Annotated[
+    str | None, typer.Option(help="section, patient or block, each left out in turn; or names, left out for good.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else there.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML of settings; options here go before it.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, such as rank=64.")
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; `napari-peka settings` lists them."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there, or begin anew.")]
@@ -62,10 +68,7 @@ def train(
     encoder: Annotated[str | None, typer.Option(help="Encoder to adapt; `napari-peka models` lists them.")] = None,
     adapter: Annotated[str | None, typer.Option(help="bone, bat, lora, adalora, hra, dora, none or full.")] = None,
     teacher: Annotated[str | None, typer.Option(help="pca, scvi, pathways, obsm:KEY, or a file of embeddings.")] = None,
-    hold_out: Annotated[
-        str | None,
-        typer.Option(help="section, patient or block, each left out in turn; or names, left out for good."),
-    ] = None,
+    hold_out: HoldOut = None,
     epochs: Annotated[int | None, typer.Option(help="Times that each tile is looked at.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.")] = None,
     device: Device = None,
@@ -87,7 +90,6 @@ def train(
 ) -> None:
     """Learn a model from paired sections, and judge it on sections that it has not seen."""
     from napari_peka.config import TrainConfig
-    from napari_peka.workflows.train import REPORT
     from napari_peka.workflows.train import train as run
 
     given = {
@@ -98,22 +100,46 @@ def train(
     one = {"image": image, "section": section, "mpp": mpp, "affine": affine}
     with _opened(sections, one, patient, bin_um, output.name, _RESUMES) as (opened, progress):
         model = run(opened, wanted, output=output, resume=resume, finish=finish, overwrite=overwrite, progress=progress)
-        report = Path(model.source) / REPORT
-        document = _read_report(report, progress)
-        data = {
-            "model": str(output),
-            "report": str(output / REPORT),
-            "sections": [s.section_id for s in opened],
-            "split": document["split"],
-            "summary": document["summary"],
-            "warnings": list(progress.notes),
-        }
-    text = f"{report_text(document)}\n{files_text(model=output, report=output / REPORT / 'report.html')}"
-    write_result(data, as_json, text)
+        _write_made(model, opened, output, progress, as_json)
+
+
+def refit(
+    model: ModelName,
+    sections: Sections,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new model; its report lies inside.")],
+    start: Annotated[
+        str | None, typer.Option(help="model: correct its head as far as the spots allow; nothing: forget it.")
+    ] = None,
+    genes: Annotated[str | None, typer.Option(help="Genes to predict, separated by commas; all by default.")] = None,
+    hold_out: HoldOut = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    settings: SetOption = None,
+    overwrite: Overwrite = False,
+    image: Image = None,
+    section: SectionName = None,
+    mpp: Mpp = None,
+    affine: Affine = None,
+    patient: Patient = None,
+    bin_um: BinUm = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a model's gene head anew on measured spots; what it sees in a tile stays as it is."""
+    from napari_peka.config import RefitConfig
+    from napari_peka.models.zoo import load_model
+    from napari_peka.workflows.refit import refit as run
+
+    given = {"start": start, "genes": _list(genes), "hold_out": hold_out, "device": device}
+    wanted = _settings(RefitConfig, config, settings, given)
+    loaded = load_model(model)
+    one = {"image": image, "section": section, "mpp": mpp, "affine": affine}
+    with _opened(sections, one, patient, bin_um, output.name, _BEGINS_ANEW) as (opened, progress):
+        made = run(loaded, opened, wanted, output=output, overwrite=overwrite, progress=progress)
+        _write_made(made, opened, output, progress, as_json)
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="demo, a bundle's folder or .zip, its name, or a hub id.")],
+    model: ModelName,
     sections: Sections,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for report.json, genes.csv, report.html.")],
     device: Device = None,
@@ -154,7 +180,7 @@ def benchmark(
     protocol: Annotated[
         str | None, typer.Option(help="grouped; or paper: spots at random too, to see how much that flatters.")
     ] = None,
-    hold_out: Annotated[str | None, typer.Option(help="section, patient, block, or names.")] = None,
+    hold_out: HoldOut = None,
     epochs: Annotated[int | None, typer.Option(help="Times that each tile is looked at.")] = None,
     teacher: Annotated[str | None, typer.Option(help="pca, scvi, pathways, obsm:KEY, or a file of embeddings.")] = None,
     device: Device = None,
@@ -214,6 +240,28 @@ def _benchmark_hest(
     write_result(plain(table.to_dict("records")), as_json, text)
 
 
+class Job(StrEnum):
+    """What has settings."""
+
+    TRAIN = "train"
+    REFIT = "refit"
+    EVALUATE = "evaluate"
+    BENCHMARK = "benchmark"
+    PREDICT = "predict"
+
+
+def settings(
+    job: Annotated[Job, typer.Argument(help="Of which command.")] = Job.TRAIN,
+    as_json: Json = False,
+) -> None:
+    """List every setting that --set and --config take, with its default."""
+    from napari_peka import config
+
+    kind = getattr(config, f"{job.value.capitalize()}Config")
+    rows = settings_rows(kind)
+    write_result(rows, as_json, settings_text(rows))
+
+
 class CacheAction(StrEnum):
     """What to do with what is kept."""
 
@@ -268,6 +316,23 @@ def _opened(
     finally:
         for s in opened:
             s.close()
+
+
+def _write_made(model: Model, opened: list[Section], output: Path, progress: ConsoleProgress, as_json: bool) -> None:
+    """Say what was made, and how well it did on what was held out."""
+    from napari_peka.workflows.train import REPORT
+
+    document = _read_report(Path(model.source) / REPORT, progress)
+    data = {
+        "model": str(output),
+        "report": str(output / REPORT),
+        "sections": [s.section_id for s in opened],
+        "split": document["split"],
+        "summary": document["summary"],
+        "warnings": list(progress.notes),
+    }
+    text = f"{report_text(document)}\n{files_text(model=output, report=output / REPORT / 'report.html')}"
+    write_result(data, as_json, text)
 
 
 def _read_report(folder: Path, progress: ConsoleProgress) -> dict[str, Any]:

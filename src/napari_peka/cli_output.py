@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any
+import types
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 if TYPE_CHECKING:
+    from napari_peka.config import Settings
     from napari_peka.io.cache import Cached
 
 _WIDTH = 10
@@ -88,3 +90,61 @@ def bytes_text(n: int) -> str:
 
 def _row(label: str, text: str) -> str:
     return f"{label:<{_WIDTH}} {text}"
+
+
+def settings_rows(kind: type[Settings]) -> list[dict[str, str]]:
+    """Return ``setting``, ``default``, ``values`` and ``what`` of each field, in words; a class's own come first."""
+    from napari_peka.config import Settings
+
+    fields = kind.model_fields
+    own = [name for name in fields if name in vars(kind).get("__annotations__", {})]
+    rows = []
+    for name in dict.fromkeys([*own, *fields]):
+        field, default = fields[name], fields[name].get_default()
+        nested = isinstance(default, Settings)
+        rows.append(
+            {
+                "setting": name,
+                "default": "its own defaults" if nested else _yaml(default),
+                "values": "" if nested else _kind(field.annotation) + "".join(_bounds(field.metadata)),
+                "what": (field.description or "").replace("None", "null"),  # as YAML has it
+            }
+        )
+    return rows
+
+
+def settings_text(rows: list[dict[str, str]]) -> str:
+    """Return settings for a person: a line with name, default and values, and one that tells what it is."""
+    lines = []
+    for row in rows:
+        lines.append(f"{row['setting']} = {row['default']}" + (f"   ({row['values']})" if row["values"] else ""))
+        lines += [f"    {row['what']}"] if row["what"] else []
+    return "\n".join(lines)
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_yaml, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)
+
+
+def _kind(kind: Any) -> str:
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _kind(args[0])
+    if origin is Literal:
+        return ", ".join(str(a) for a in args)
+    if origin in (Union, types.UnionType):
+        return ", ".join(_kind(a) for a in args if a is not type(None))
+    if origin is list:
+        return f"list of {_kind(args[0])}"
+    if origin is dict:
+        return "name: value"
+    return {int: "whole number", float: "number", bool: "true, false", str: "text"}.get(kind, kind.__name__)
+
+
+def _bounds(metadata: list[Any]) -> list[str]:
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    return [f", {signs[k]} {getattr(m, k):g}" for m in metadata for k in signs if getattr(m, k, None) is not None]

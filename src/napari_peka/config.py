@@ -43,7 +43,40 @@ class PredictConfig(Settings):
     readers: int | None = Field(None, ge=1, le=64, description="threads that read the slide; None: by the machine")
 
 
-class TrainConfig(Settings):
+class HeadConfig(Settings):
+    """What a gene head learns, from which spots, and on what it is judged."""
+
+    genes: list[str] | None = Field(None, description="genes to predict; None: all that enough spots show")
+    min_detected: float = Field(0.1, ge=0, le=1, description="least share of training spots in which a gene is seen")
+    n_top_genes: int | None = Field(None, ge=1, description="only the most variable genes; None: all")
+    min_counts: int = Field(0, ge=0, description="least counts of a spot")
+    min_on_tissue: float = Field(
+        0.5, ge=0, le=1, description="least share of a section's spots on tissue; with fewer its image is not believed"
+    )
+    smooth_um: float | None = Field(
+        None, gt=0, description="average spots with neighbours this near; flatters scores, and every result says so"
+    )
+    depth_power: float = Field(0.5, ge=0, le=2, description="weight of a spot in the head: its counts to this power")
+    centre_sections: bool = Field(True, description="neither teacher nor head tells what sections differ in as a whole")
+    target_rank: int | None = Field(
+        20, ge=1, description="the head learns this many common directions of the genes; None: each gene as measured"
+    )
+    standardise: bool = Field(True, description="divide each number of the features by its spread before the head")
+    n_components: int | None = Field(256, ge=1, description="principal components that the head reads; None: all")
+    ridge_alpha: float | Literal["gcv", "groups"] = Field(
+        "groups", description="penalty; gcv: by generalised cross-validation; groups: by leaving sections out"
+    )
+    hold_out: str | None = Field(
+        None,
+        description="section, patient or block: each left out in turn; names: left out for good; None: what a manifest "
+        "calls test, else sections, or blocks of the only one",
+    )
+
+    seed: int = Field(0, ge=0, description="of everything that is drawn")
+    device: Device = "auto"
+
+
+class TrainConfig(HeadConfig):
     """How to learn from paired sections. All of it is written into the model that comes out.
 
     Defaults follow the paper (arXiv 2504.07061) where it speaks; ``docs/training.md`` says where they do not, and why.
@@ -67,14 +100,7 @@ class TrainConfig(Settings):
     terms: dict[str, float] = Field({}, description="weights of further loss terms, such as cosine or genes")
 
     # of what
-    genes: list[str] | None = Field(None, description="genes to predict; None: all that enough spots show")
-    min_detected: float = Field(0.1, ge=0, le=1, description="least share of training spots in which a gene is seen")
-    n_top_genes: int | None = Field(None, ge=1, description="only the most variable genes; None: all")
-    min_counts: int = Field(0, ge=0, description="least counts of a spot")
     unit: Unit = Field("log1p CP10K", description="unit of expression")
-    smooth_um: float | None = Field(
-        None, gt=0, description="average spots with neighbours this near; flatters scores, and every result says so"
-    )
     tile_px: int | None = Field(None, ge=8, le=4096, description="side of a tile in px; None: the encoder's")
     mpp: float | None = Field(None, gt=0.05, lt=20, description="µm per px of a tile; None: the encoder's")
     blocks: list[int] = Field([], description="blocks after which the encoder is read, from 0; none: after the last")
@@ -104,9 +130,7 @@ class TrainConfig(Settings):
     checkpoint_gradients: bool = Field(False, description="recompute activations: less memory, about a third slower")
     trunk_cache: bool = Field(True, description="with last_blocks: compute the frozen blocks once and keep the result")
     cached_views: int = Field(8, ge=1, le=64, description="augmented looks at each tile in the trunk cache")
-    seed: int = Field(0, ge=0, description="of everything that is drawn")
     precision: Precision = Field("auto", description="number format; fp32 weights are kept either way")
-    device: Device = "auto"
     devices: int = Field(1, ge=1, le=64, description="GPUs (or processes) to train on")
     tensorboard: bool = Field(False, description="write TensorBoard logs too")
 
@@ -116,28 +140,26 @@ class TrainConfig(Settings):
     views: list[float] = Field([1.0], min_length=1, description="widths of crops, in tiles; each costs a pass")
     context_um: float | None = Field(None, gt=0, description="radius of neighbours whose mean is read as well")
     head: Literal["ridge", "mlp"] = Field("ridge", description="ridge in closed form, or a small MLP")
-    depth_power: float = Field(0.5, ge=0, le=2, description="weight of a spot in the head: its counts to this power")
-    centre_sections: bool = Field(True, description="neither teacher nor head tells what sections differ in as a whole")
-    target_rank: int | None = Field(
-        20, ge=1, description="the head learns this many common directions of the genes; None: each gene as measured"
-    )
     compress: bool = Field(
         True, description="keep of each tile only the directions that the head reads, where they are far fewer"
     )
-    standardise: bool = Field(True, description="divide each number of the features by its spread before the head")
-    n_components: int | None = Field(256, ge=1, description="principal components that the head reads; None: all")
+
+
+class RefitConfig(HeadConfig):
+    """How to fit a model's gene head anew on measured spots. What it sees in a tile stays as it is."""
+
+    start: Literal["model", "nothing"] = Field(
+        "model", description="model: correct what it says of these spots, and leave the rest as it was; nothing: forget"
+    )
     ridge_alpha: float | Literal["gcv", "groups"] = Field(
-        "groups", description="penalty; gcv: by generalised cross-validation; groups: by leaving sections out"
+        "gcv", description="penalty; gcv: by generalised cross-validation; groups: by leaving sections out"
     )
-    hold_out: str | None = Field(
-        None,
-        description="section, patient or block: each left out in turn; names: left out for good; None: what a manifest "
-        "calls test, else sections, or blocks of the only one",
-    )
+    precision: Precision = Field("auto", description="number format of the encoder, as in predicting")
+    batch_size: int | None = Field(None, ge=1, le=4096, description="tiles a forward pass")
 
 
 #: settings of :class:`TrainConfig` that do not decide what is learnt: a run may go on with others
-HOW_TO_RUN = {"device", "devices", "tensorboard", "checkpoint_gradients"}
+HOW_TO_RUN = {"device", "devices", "tensorboard", "checkpoint_gradients", "min_on_tissue"}
 
 
 class EvaluateConfig(Settings):

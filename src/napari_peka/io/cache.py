@@ -1,4 +1,7 @@
-"""What is kept on this machine to save time: cut tiles, and images that exist only inside a file. All of it can go."""
+"""What is kept on this machine to save time. All of it can go: it is made again when it is needed.
+
+Cut tiles, what a model saw in them, and images that exist only inside a file.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,18 @@ from napari_peka.core import files
 from napari_peka.core.errors import StoreError
 
 ENVIRONMENT = "NAPARI_PEKA_CACHE"
-TILES, IMAGES = "tiles", "images"
+TILES, EMBEDDINGS, IMAGES = "tiles", "embeddings", "images"
+_KINDS = {TILES: "tiles", EMBEDDINGS: "embeddings", IMAGES: "image"}
 #: names that this package gives; anything else in the folders is somebody's own and never touched
 _NAMES = {
     TILES: re.compile(r".*-[0-9a-f]{16}\.zarr", re.DOTALL),
+    EMBEDDINGS: re.compile(r".*-[0-9a-f]{16}\.safetensors", re.DOTALL),
     IMAGES: re.compile(r"[0-9a-f]{32}\.png"),
 }
 #: what a killed run left half-written
 _UNFINISHED = {
     TILES: re.compile(r"\.[0-9a-f]{8}\..*-[0-9a-f]{16}\.zarr", re.DOTALL),
+    EMBEDDINGS: re.compile(r"\..*-[0-9a-f]{16}\.safetensors\.[0-9a-f]{8}\.tmp", re.DOTALL),
     IMAGES: re.compile(r"\.[0-9a-f]{32}\.png\.[0-9a-f]{8}\.tmp"),
 }
 _DAY_S = 86_400.0
@@ -40,7 +46,8 @@ class Cached:
     name
         File or folder name.
     kind
-        "tiles" (one section's, cut at one size), "image" (out of a file), or "unfinished" (of a killed run, or of one
+        "tiles" (one section's, cut at one size), "embeddings" (of a section's spots, by one model), "image" (out of a
+        file), or "unfinished" (of a killed run, or of one
         that is writing it now).
     size_bytes
         Bytes on the disk.
@@ -66,6 +73,28 @@ def cache_folder() -> Path:
     return Path(said).expanduser() if said else platformdirs.user_cache_path("napari-peka", appauthor=False)
 
 
+def kept_in(kind: str, cache: Path | None = None) -> Path:
+    """Return the folder of one kind, made if needed.
+
+    Parameters
+    ----------
+    kind
+        :data:`TILES`, :data:`EMBEDDINGS` or :data:`IMAGES`.
+    cache
+        The cache; None: :func:`cache_folder`.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written.
+    """
+    folder = (cache or cache_folder()) / kind
+    try:
+        return files.make_folder(folder)
+    except StoreError as e:
+        raise StoreError(f"{e}; the environment variable {ENVIRONMENT} names another for what is kept") from e
+
+
 def listing(*, older_than_days: float = 0.0) -> list[Cached]:
     """Return what is kept, largest first.
 
@@ -80,7 +109,7 @@ def listing(*, older_than_days: float = 0.0) -> list[Cached]:
         If a folder cannot be read, or leads elsewhere.
     """
     now = time.time()
-    found = [entry for kind in (TILES, IMAGES) for entry in _entries(kind, now)]
+    found = [entry for kind in _KINDS for entry in _entries(kind, now)]
     return sorted((e for e in found if e.age_days >= older_than_days), key=lambda e: (-e.size_bytes, e.name))
 
 
@@ -127,7 +156,7 @@ def _entries(kind: str, now: float) -> Iterator[Cached]:
             size, written = _size(path), path.stat().st_mtime
         except FileNotFoundError:  # somebody else removed or renamed it just now
             continue
-        name = "unfinished" if unfinished else {TILES: "tiles", IMAGES: "image"}[kind]
+        name = "unfinished" if unfinished else _KINDS[kind]
         yield Cached(path.name, name, size, max(now - written, 0.0) / _DAY_S, path)
 
 

@@ -6,7 +6,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from napari_peka.core.errors import SectionError
+from napari_peka.core.errors import SectionError, near_names
 from napari_peka.core.progress import NULL, Progress
 
 COLUMNS = ("path", "section", "patient", "image", "split", "mpp", "affine")
@@ -59,8 +59,8 @@ def read_manifest(path: str | Path, *, progress: Progress = NULL) -> list[Entry]
     rows = [row for row in rows if any(row) and not row[0].startswith("#")]
     header = [cell.casefold() for cell in rows[0]] if rows else []
     _check_header(header, path)
-    if unknown := [c for c in header if c not in COLUMNS]:
-        progress.note(f"{path.name} has columns that are not used: {', '.join(unknown)} (known: {', '.join(COLUMNS)})")
+    for column in (c for c in header if c and c not in COLUMNS):
+        progress.note(f"{path.name} has a column {column} that is not used{near_names(column, COLUMNS)}")
     entries = []
     for number, row in enumerate(rows[1:], start=2):
         if len(row) > len(header):
@@ -97,7 +97,9 @@ def _number(text: str | None, where: str) -> float | None:
 
 def _check_header(header: list[str], path: Path) -> None:
     if "path" not in header:
-        raise SectionError(f"the manifest {path} needs a header with the columns {', '.join(COLUMNS)}")
+        raise SectionError(
+            f"the manifest {path} needs a header with a column path; further ones may be {', '.join(COLUMNS[1:])}"
+        )
     if twice := sorted({c for c in header if header.count(c) > 1}):
         raise SectionError(f"the manifest {path} has the column {twice[0]} twice")
 

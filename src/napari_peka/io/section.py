@@ -67,6 +67,8 @@ class Section:
         How well spots and tissue agree.
     split
         What a manifest says of its use ("train", "test", …); empty when nothing.
+    patient_named
+        Whether somebody said whose it is.
     """
 
     section_id: str
@@ -80,6 +82,7 @@ class Section:
     warnings: list[str] = field(default_factory=list)
     registration: Registration | None = None
     split: str = ""
+    patient_named: bool = True
 
     @property
     def centre_yx(self) -> FloatArray:
@@ -243,6 +246,7 @@ def _assemble(
         path=path,
         warnings=[*warnings, *said, *genes.warnings, *registration.warnings],
         registration=registration,
+        patient_named=owner is not None,
     )
 
 
@@ -344,5 +348,5 @@ def _rename(section: Section, name: str) -> None:
     old = section.section_id
     section.adata.uns["spatial"] = {name: section.adata.uns["spatial"][old]}
     section.section_id = name
-    if section.patient_id == old:  # nobody said whose it is
+    if not section.patient_named:
         section.patient_id = name

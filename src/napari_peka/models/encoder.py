@@ -249,6 +249,28 @@ def load_encoder(
     return _cut_behind(_load(card, weights, offline, random))
 
 
+def shapes_of(card: EncoderCard) -> Encoder:
+    """Return an encoder with all its parts and no weights worth having, on torch's current default device."""
+    return _cut_behind(build_encoder(complete(card)))
+
+
+def fetch_weights(card: EncoderCard) -> None:
+    """Make sure that an encoder's weights are on this machine; they are downloaded where the card says from where.
+
+    Raises
+    ------
+    EncoderUnavailable
+        If they cannot be had.
+    """
+    card = complete(card)
+    if not _has_none(card):
+        find_weights(card)
+
+
+def _has_none(card: EncoderCard) -> bool:
+    return card.hub_id is None and card.weights_file is None and not card.name.startswith(TIMM_PREFIX)
+
+
 def _cut_behind(encoder: Encoder) -> Encoder:
     """Drop the blocks that nobody reads."""
     trunk: Any = encoder.trunk
@@ -258,8 +280,7 @@ def _cut_behind(encoder: Encoder) -> Encoder:
 
 
 def _load(card: EncoderCard, weights: str | Path | None, offline: bool, random: bool) -> Encoder:
-    has_none = card.hub_id is None and card.weights_file is None and not card.name.startswith(TIMM_PREFIX)
-    if random or (weights is None and has_none):
+    if random or (weights is None and _has_none(card)):
         return _random(card)
     path = find_weights(card, weights, offline=offline)
     check_sha256(card, path)

@@ -19,6 +19,7 @@ import pandas as pd
 
 from napari_peka.core import files
 from napari_peka.core.errors import SettingError, StoreError, UnknownName, near_names
+from napari_peka.training.baselines import BEFORE
 from napari_peka.training.scoring import Measured, Scoreboard, gene_columns, part_columns, score_parts, summarise
 
 #: version of ``report.json``; keys may be added under one version, never renamed
@@ -315,9 +316,10 @@ def _warnings(
     mine = summary["pcc_hvg50"]["mean"]
     for name, scores in summary["baselines"].items():
         if scores["pcc_hvg50"]["mean"] >= mine:
+            who = "the model as it was before" if name == BEFORE else f"the baseline {name}"
             yield (
-                f"the baseline {name} scores {scores['pcc_hvg50']['mean']:.3f} and the model {mine:.3f} (PCC, HVG50):"
-                " the model has learnt no more than that"
+                f"{who} scores {scores['pcc_hvg50']['mean']:.3f} and the model {mine:.3f} (PCC, HVG50): the model has "
+                "learnt no more than that"
             )
     if summary["share_of_attainable_hvg50"] > 1:
         yield "the score lies above the noise ceiling: look for test spots among the training spots"

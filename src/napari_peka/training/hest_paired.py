@@ -87,7 +87,7 @@ class Sample:
         Raw counts of the spots that have a patch.
     slide
         What stands for it.
-    platform, split, warnings
+    platform, split, warnings, patient_named
         As a section has them.
     """
 
@@ -98,6 +98,7 @@ class Sample:
     platform: str = "hest"
     split: str = ""
     warnings: list[str] = field(default_factory=list)
+    patient_named: bool = True
 
     @cached_property
     def counts(self) -> sparse.csr_matrix:

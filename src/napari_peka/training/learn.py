@@ -18,7 +18,7 @@ from napari_peka.core.errors import TrainingError
 from napari_peka.core.geometry import TileSpec
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.models import adapters
-from napari_peka.models.encoder import Normaliser, complete, load_encoder, read_at
+from napari_peka.models.encoder import Normaliser, complete, load_encoder, read_at, shapes_of
 from napari_peka.models.registry import AdapterSpec, EncoderCard, encoder_card
 from napari_peka.models.student import translate_mlp
 from napari_peka.models.targets import resolve_adapter
@@ -93,6 +93,33 @@ def card_of(config: TrainConfig) -> EncoderCard:
     card = complete(card)
     card = read_at(card, config.blocks, config.pooling)
     return dataclasses.replace(card, mpp=config.mpp or card.mpp)
+
+
+def rehearse(config: TrainConfig) -> None:
+    """Refuse what does not fit the encoder, by its shapes alone: no weights are read, nothing is computed.
+
+    Raises
+    ------
+    SettingError
+        If the adapter, its target or rank, the blocks that are read or trained, or a way to train more lightly does
+        not suit it.
+    """
+    card = card_of(config)
+    with torch.device("meta"):
+        encoder = shapes_of(card)
+    if resolve_adapter(encoder, wanted_adapter(config)).kind == "none":
+        return
+    if config.patch_dropout:
+        drop_patches(encoder, config.patch_dropout)
+    if config.checkpoint_gradients:
+        checkpoint_gradients(encoder)
+    if config.last_blocks is not None and config.trunk_cache:
+        split(encoder.requires_grad_(False), config.last_blocks)
+
+
+def wanted_adapter(config: TrainConfig) -> AdapterSpec:
+    """Return the adapter as the settings say it, with what they leave open."""
+    return AdapterSpec(config.adapter, config.rank, config.target, dict(config.adapter_options), config.last_blocks)
 
 
 def tile_spec(config: TrainConfig) -> TileSpec:
@@ -177,8 +204,7 @@ def learn(
     """
     card = card_of(config)
     encoder = load_encoder(card)
-    wanted = AdapterSpec(config.adapter, config.rank, config.target, dict(config.adapter_options), config.last_blocks)
-    spec = resolve_adapter(encoder, wanted)
+    spec = resolve_adapter(encoder, wanted_adapter(config))
     record: dict[str, Any] = {"adapter": dataclasses.asdict(spec)}
     if spec.kind == "none":
         return Learnt(encoder, None, card, spec, {}, History(), record)

@@ -32,6 +32,7 @@ class PairedSection(Protocol):
     adata: Any
     slide: Any
     warnings: list[str]
+    patient_named: bool
 
     @property
     def split(self) -> str:
@@ -102,6 +103,19 @@ class Paired:
         """What was said of each section, with its name, and of all together."""
         return [*(f"{s.section_id}: {w}" for s in self.sections for w in s.warnings), *self.warnings]
 
+    @property
+    def unnamed(self) -> list[str]:
+        """Sections of which nobody says whose they are: each is taken for a patient of its own."""
+        return [s.section_id for s in self.sections if not s.patient_named]
+
+    @property
+    def whose(self) -> str:
+        """Whose the spots are, in words."""
+        if self.unnamed:
+            return "patients that nobody named"
+        patients = sorted(set(self.patient.tolist()))
+        return f"{len(patients)} patients" if patients[1:] else f"patient {patients[0]}"
+
     @cached_property
     def apart_um(self) -> npt.NDArray[np.float64]:
         """Centres with each section so far from the others that none of their spots are neighbours."""
@@ -132,7 +146,7 @@ def gather(
     min_counts
         Spots with fewer counts are left out.
     cache
-        Folder to keep the tiles in.
+        Folder to keep the tiles in; None: in memory only.
 
     Raises
     ------

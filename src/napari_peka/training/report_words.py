@@ -11,12 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from napari_peka.training.baselines import BEFORE
 from napari_peka.training.targets import N_VARIABLE
 
 if TYPE_CHECKING:
     from napari_peka.training.evaluate import EvaluationReport
 
-BASELINE_NAMES = {"train_mean": "training mean", "colour": "colour alone", "position": "position alone"}
+BASELINE_NAMES = {
+    "train_mean": "training mean", "colour": "colour alone", "position": "position alone", BEFORE: "the model before",
+}  # fmt: skip
+_WAS, _BLIND = BASELINE_NAMES[BEFORE], ", which sees no structure of the tissue"
 #: how a split in words begins when sections that are judged were trained on
 TRAINED_ON = "TRAINED ON"
 #: PCC from which a gene is called so; the words of the maps, see docs/concepts.md
@@ -148,7 +152,7 @@ def verdict(report: EvaluationReport) -> list[str]:
         said.append(
             f"It is {number(ahead)} above {name} ({number(baseline.mean)}), the best of the baselines."
             if ahead >= 0.005
-            else f"It is not better than {name} ({number(baseline.mean)}), which sees no structure of the tissue."
+            else f"It is not better than {name} ({number(baseline.mean)}){'' if name == _WAS else _BLIND}."
         )
     said.append(f"Split: {_sentence(report.split)}")
     return said

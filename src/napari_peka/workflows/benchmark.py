@@ -17,6 +17,7 @@ import pandas as pd
 from napari_peka.config import HOW_TO_RUN, BenchmarkConfig, TrainConfig
 from napari_peka.core import files
 from napari_peka.core.progress import NULL, Progress
+from napari_peka.io.cache import TILES, kept_in
 from napari_peka.io.section import Section
 from napari_peka.training import splits
 from napari_peka.training.compare import Arm, compare, write_table
@@ -26,7 +27,8 @@ from napari_peka.training.scoring import Measured
 from napari_peka.workflows import folds as part
 from napari_peka.workflows.place import Workplace
 from napari_peka.workflows.predict import versions
-from napari_peka.workflows.train import check, tile_cache
+from napari_peka.workflows.spots import refuse_misplaced
+from napari_peka.workflows.train import check
 
 if TYPE_CHECKING:
     from napari_peka.training.learn import Taught
@@ -62,7 +64,7 @@ def benchmark(
     overwrite
         Replace an earlier comparison, or begin anew.
     cache
-        Folder to keep cut tiles in; None: the user's cache.
+        Folder of what is kept to save time; None: the user's cache.
     progress
         Where to report; raises :class:`Cancelled` to stop.
 
@@ -76,6 +78,7 @@ def benchmark(
 
     config = config or BenchmarkConfig()
     check_arms(config)
+    refuse_misplaced(sections, config.train.min_on_tissue)
     identity = {
         "settings": json.loads(config.model_dump_json(exclude=FREE)),
         "sections": [s.fingerprint for s in sections],
@@ -86,7 +89,7 @@ def benchmark(
         for encoder in config.encoders:
             base = config.train.model_copy(update={"encoder": encoder})
             paired = gather(
-                sections, tile_spec(base), min_counts=base.min_counts, cache=cache or tile_cache(), progress=progress
+                sections, tile_spec(base), min_counts=base.min_counts, cache=kept_in(TILES, cache), progress=progress
             )
             split = part.plan_split(paired, base.hold_out)
             arms += EncoderTable(paired, split, config, encoder, place.folder, progress).arms()

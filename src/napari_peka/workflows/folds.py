@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_peka.config import TrainConfig
+from napari_peka.config import HeadConfig, TrainConfig
 from napari_peka.core.errors import SettingError
 from napari_peka.core.progress import NULL, Progress
+from napari_peka.io.store import RESEARCH_USE
 from napari_peka.training import splits
 from napari_peka.training.baselines import LinearMap, colour_features, fit_baselines, place_features, predict_baselines
 from napari_peka.training.ceiling import attainable_pcc
@@ -101,8 +104,8 @@ def plan_split(paired: Paired, hold_out: str | None) -> Split:
         that a manifest calls ``test``, or else each section in turn, or blocks where there is one.
     """
     section, patient = list(paired.section), list(paired.patient)
-    n, patients = len(paired.sections), sorted(set(patient))
-    of = f"{n} section{'s' * (n > 1)} of " + (f"{len(patients)} patients" if patients[1:] else f"patient {patients[0]}")
+    n = len(paired.sections)
+    of = f"{n} section{'s' * (n > 1)} of {paired.whose}"
     if hold_out is None:
         tests = [s.section_id for s in paired.sections if s.split.casefold() == "test"]
         hold_out = ", ".join(tests) or ("section" if n > 1 else "block")
@@ -110,6 +113,11 @@ def plan_split(paired: Paired, hold_out: str | None) -> Split:
     if hold_out == "section":
         return Split("section", splits.by_section(section), True, f"{of}, each section {turn}")
     if hold_out == "patient":
+        if unnamed := paired.unnamed:
+            raise SettingError(
+                f"whose {', '.join(unnamed[:5])} {'are' if unnamed[1:] else 'is'} nobody says, so no patient can be "
+                "left out: name them in a manifest's column patient, or with --patient or patient="
+            )
         return Split("patient", splits.by_patient(patient), True, f"{of}, each patient {turn}")
     if hold_out == "block":
         folds = splits.by_block(section, paired.centre_um, N_BLOCKS)
@@ -291,6 +299,7 @@ def provenance(paired: Paired) -> list[dict[str, Any]]:
         {
             "name": s.section_id,
             "patient": s.patient_id,
+            "patient_named": s.patient_named,
             "platform": s.platform,
             "fingerprint": s.fingerprint,
             "slide": s.slide.fingerprint,
@@ -299,6 +308,24 @@ def provenance(paired: Paired) -> list[dict[str, Any]]:
         }
         for s in paired.sections
     ]
+
+
+def made_of(paired: Paired, split: Split, config: HeadConfig) -> dict[str, Any]:
+    """Return what a model was made of, fit for JSON."""
+    from napari_peka.workflows.predict import versions
+
+    sections = provenance(paired)
+    for s in sections:
+        rows = paired.section == s["name"]
+        s["part"] = "train" if split.on_all or split.folds[0].train[rows].any() else "held out"
+    return {
+        "sections": sections,
+        "data_digest": hashlib.sha256(" ".join(s["fingerprint"] for s in sections).encode()).hexdigest(),
+        "settings": json.loads(config.model_dump_json()),
+        "seeds": [config.seed],
+        "versions": versions(),
+        "notice": RESEARCH_USE,
+    }
 
 
 def checkpoint_folder(folder: Path, name: str) -> Path:

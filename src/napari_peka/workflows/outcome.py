@@ -13,7 +13,7 @@ from napari_peka.config import TrainConfig
 from napari_peka.models.bundle import Model, save_bundle
 from napari_peka.models.reference import reference_of
 from napari_peka.models.registry import EncoderCard
-from napari_peka.models.spec import BundleSpec
+from napari_peka.models.spec import BundleSpec, HeadRef
 from napari_peka.training.baselines import PLACE_NAMES
 from napari_peka.training.evaluate import EvaluationReport
 from napari_peka.training.paired import Paired
@@ -72,14 +72,10 @@ def save_outcome(
     """
     learnt, card = outcome.learnt, outcome.learnt.card
     head, layers, embedding, features = _read_out(outcome, config)
-    tensors: Tensors = {"head.weights": head.weights, "head.bias": head.bias, "residual.q90": _residual_q90(report)}
+    tensors: Tensors = _of_head(head, report, embedding, outcome.train, paired, goal)
     tensors |= {f"adapter.{k}": v.numpy() for k, v in learnt.adapter.items()}
     for i, (weight, bias) in enumerate(layers):
         tensors |= {f"translate.{i}.weight": weight, f"translate.{i}.bias": bias}
-    tensors |= reference_of(embedding[outcome.train], paired.section[outcome.train])
-    for key, linear in baselines_of(goal, outcome.train).items():
-        if len(linear.weights) <= len(PLACE_NAMES):  # a function of one section's places says nothing of another
-            tensors |= {f"baseline.{key}.weights": linear.weights, f"baseline.{key}.bias": linear.bias}
     spec = BundleSpec(
         schema=1,
         name=name,
@@ -95,18 +91,83 @@ def save_outcome(
             "options": learnt.spec.options,
         },
         translate=[layers[0][0].shape[1], *(len(weight) for weight, _ in layers)] if layers else [],
-        head={
-            "features": features, "n_dims": len(head.weights), "context_um": config.context_um,
-            "genes": list(goal.genes), "gene_ids": list(goal.gene_ids), "unit": config.unit,
-            "pcc": _rounded(report.genes["pcc"]), "pcc_split": report.split,
-            "attainable_pcc": _rounded(report.genes["attainable_pcc"]), "hvg50": list(report.hvg50),
-            "neighbour_smoothing": config.smooth_um is not None,
-        },
+        head=_head_ref(head, features, config.context_um, report, goal),
         training={
             **record, "summary": report.summary, "learnt": learnt.record | {"head": outcome.head.record},
         },
     )  # fmt: skip
     return save_bundle(folder, spec, tensors)
+
+
+def save_refit(
+    folder: Path, name: str, model: Model, head: FittedHead, embedding: npt.NDArray[np.float32],
+    train: npt.NDArray[np.bool_], report: EvaluationReport, paired: Paired, goal: Goal, record: dict[str, Any],
+) -> Model:  # fmt: skip
+    """Write a bundle that sees what another sees, with a head of its own.
+
+    Parameters
+    ----------
+    folder, name
+        Where, and what it is called.
+    model
+        Whose encoder, adapter and translation are kept.
+    head
+        Reads what the model's head reads.
+    embedding
+        Each spot's own, float32 ``(n, d)``.
+    train
+        The spots that the head was fitted on, bool ``(n,)``.
+    report
+        How such heads did on what was held out.
+    paired, goal
+        On what it was fitted.
+    record
+        Provenance, fit for JSON.
+    """
+    old = model.spec
+    n = len(paired.sections)
+    how = f"Its gene head was refitted on {n} section{'s' * (n > 1)} of {paired.whose}."
+    spec = BundleSpec(
+        schema=1,
+        name=name,
+        description=f"{old.description} {how}".strip(),
+        licence=old.licence,
+        encoder=old.encoder,
+        preprocessing=old.preprocessing,
+        adapter=old.adapter,
+        translate=old.translate,
+        translate_activation=old.translate_activation,
+        head=_head_ref(head, old.head.features, old.head.context_um, report, goal),
+        training={
+            **record, "sections": [*model.trained_on, *record["sections"]], "summary": report.summary,
+            "learnt": {"head": head.record},
+        },
+    )  # fmt: skip
+    return save_bundle(folder, spec, model.tensors | _of_head(head, report, embedding, train, paired, goal))
+
+
+def _of_head(
+    head: FittedHead, report: EvaluationReport, embedding: npt.NDArray[np.float32], train: npt.NDArray[np.bool_],
+    paired: Paired, goal: Goal,
+) -> Tensors:  # fmt: skip
+    """Return a head's weights and what its values are judged and calibrated by."""
+    tensors: Tensors = {"head.weights": head.weights, "head.bias": head.bias, "residual.q90": _residual_q90(report)}
+    tensors |= reference_of(embedding[train], paired.section[train])
+    for key, linear in baselines_of(goal, train).items():
+        if len(linear.weights) <= len(PLACE_NAMES):  # a function of one section's places says nothing of another
+            tensors |= {f"baseline.{key}.weights": linear.weights, f"baseline.{key}.bias": linear.bias}
+    return tensors
+
+
+def _head_ref(
+    head: FittedHead, features: Any, context_um: float | None, report: EvaluationReport, goal: Goal
+) -> HeadRef:
+    return HeadRef(
+        features=features, n_dims=len(head.weights), context_um=context_um, genes=list(goal.genes),
+        gene_ids=list(goal.gene_ids), unit=report.unit, pcc=_rounded(report.genes["pcc"]), pcc_split=report.split,
+        attainable_pcc=_rounded(report.genes["attainable_pcc"]), hvg50=list(report.hvg50),
+        neighbour_smoothing=report.neighbour_smoothing,
+    )  # fmt: skip
 
 
 def _read_out(
@@ -138,9 +199,8 @@ def _read_out(
 
 def _description(learnt: Learnt, paired: Paired, config: TrainConfig) -> str:
     how = "frozen" if learnt.spec.kind == "none" else f"adapted ({learnt.spec.kind}, teacher {config.teacher})"
-    patients = len(set(paired.patient))
-    of = f"{patients} patient{'s' * (patients > 1)}"
-    return f"{learnt.card.name} {how}, trained on {len(paired.sections)} sections of {of}."
+    n = len(paired.sections)
+    return f"{learnt.card.name} {how}, trained on {n} section{'s' * (n > 1)} of {paired.whose}."
 
 
 def _residual_q90(report: EvaluationReport) -> npt.NDArray[np.float32]:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.config import PredictConfig
-from napari_peka.core.errors import NoTissue, SettingError
+from napari_peka.core.errors import NoTissue, SettingError, StoreError
 from napari_peka.core.geometry import Block, TileTable
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.infer.schedule import Schedule
@@ -123,7 +123,8 @@ def predict(
     config
         Settings; see :class:`PredictConfig`.
     overwrite
-        Replace a result of something else at `output`.
+        Replace a result of something else at `output`. Where that differs by its gene head alone, as after
+        :func:`refit`, its embeddings are taken over and nothing is computed.
     forward
         From :func:`load_forward`, to load the encoder once for many slides; its device and number format count.
     on_start
@@ -164,6 +165,7 @@ def predict(
     tiles = plan_tiles(slide, model, config, tissue=tissue, region=region)
     record = _record(slide, model, tiles, config, forward)
     blocks = tiles.blocks()
+    known = _known_embeddings(path, record) if overwrite else None
     with RunStore(path, tiles, model.head, record, overwrite=overwrite) as store:
         if store.finished():
             ready = read_prediction(path)
@@ -172,7 +174,7 @@ def predict(
             if on_start:
                 on_start(ready, Schedule([]))
             return ready
-        before = store.done(blocks)
+        before = store.done(blocks) if known is None else {b.index for b in blocks}
         live = _empty_prediction(tiles, model, record)
         _ = live.neighbours  # found here: whoever looks at the growing map must not wait for it
 
@@ -192,6 +194,9 @@ def predict(
         for block in blocks:
             if block.index in before and (data := store.read_block(block)) is not None:
                 keep(block, *data, write=False)
+            elif known is not None:
+                rows = slice(block.start, block.stop)
+                keep(block, known.embeddings[rows], known.read_ok[rows])
         resumed = sum(len(b) for b in blocks if b.index in before)
         started = perf_counter()
         if len(schedule):
@@ -235,6 +240,17 @@ def _check_kinds(slide: object, model: object) -> None:
     for value, opener in ((slide, "open_slide"), (model, "load_model")):
         if isinstance(value, (str, os.PathLike)):
             raise SettingError(f"{os.fspath(value)!r} is a name; open it first: napari_peka.{opener}({str(value)!r})")
+
+
+def _known_embeddings(path: Path, record: dict[str, Any]) -> Prediction | None:
+    """Return a result from which only the gene head differs, or None."""
+    try:
+        before = read_prediction(path)
+    except StoreError:
+        return None
+    same = all(before.record["identity"].get(k) == v for k, v in record["identity"].items() if k != "model")
+    sees = before.record["model"].get("embedding_digest") == record["model"]["embedding_digest"]
+    return before if same and sees else None
 
 
 def _embed(
@@ -293,6 +309,18 @@ def _record(slide: Slide, model: Model, tiles: TileTable, config: PredictConfig,
         },
         "mpp": list(tiles.slide_mpp),
         "mpp_source": resolution.source if resolution else "given",
+        **of_model(model),
+        "tile_spec": spec,
+        "grid_shape": list(tiles.grid_shape) if tiles.grid_shape else None,
+        "settings": config.model_dump(),
+        "versions": versions(),
+        "notice": RESEARCH_USE,
+    }
+
+
+def of_model(model: Model) -> dict[str, Any]:
+    """Return what a result's record says of the model that it is read by."""
+    return {
         "model": {
             "name": model.name,
             "digest": model.digest,
@@ -306,12 +334,7 @@ def _record(slide: Slide, model: Model, tiles: TileTable, config: PredictConfig,
         },
         "encoder": model.spec.encoder.name,
         "unit": model.head.unit,
-        "context_um": context,
-        "tile_spec": spec,
-        "grid_shape": list(tiles.grid_shape) if tiles.grid_shape else None,
-        "settings": config.model_dump(),
-        "versions": versions(),
-        "notice": RESEARCH_USE,
+        "context_um": model.head.context_um,
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -16,9 +15,8 @@ from napari_peka.config import HOW_TO_RUN, TrainConfig
 from napari_peka.core import files
 from napari_peka.core.errors import SettingError
 from napari_peka.core.progress import NULL, Progress
-from napari_peka.io.cache import TILES, cache_folder
+from napari_peka.io.cache import TILES, kept_in
 from napari_peka.io.section import Section
-from napari_peka.io.store import RESEARCH_USE
 from napari_peka.models.archive import TENSOR_FILE
 from napari_peka.models.bundle import Model, read_bundle
 from napari_peka.models.card import CARD_FILE
@@ -29,6 +27,7 @@ from napari_peka.training.scoring import Measured
 from napari_peka.workflows import folds as part
 from napari_peka.workflows.outcome import Outcome, save_outcome
 from napari_peka.workflows.place import Workplace
+from napari_peka.workflows.spots import refuse_misplaced
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
 
 REPORT, TENSORBOARD = "report", "tensorboard"
 WHOLE = "all spots"
+#: what a bundle's folder holds
+OWN = (SPEC_FILE, TENSOR_FILE, CARD_FILE, REPORT)
 
 
 def train(
@@ -68,7 +69,7 @@ def train(
     overwrite
         Replace a bundle at `output`, or begin anew where unfinished work is.
     cache
-        Folder to keep cut tiles in; None: the user's cache.
+        Folder of what is kept to save time, such as cut tiles; None: the user's cache.
     on_epoch
         Called after each epoch; see :func:`napari_peka.training.distill.fit`.
     progress
@@ -88,11 +89,12 @@ def train(
     OutputMismatch, StoreError
         If the output cannot be written, or belongs to something else.
     """
-    from napari_peka.models.encoder import choose_device, choose_precision
-    from napari_peka.training.learn import tile_spec
+    from napari_peka.models.encoder import choose_device, choose_precision, fetch_weights
+    from napari_peka.training.learn import card_of, tile_spec
 
     config = config or TrainConfig()
     check(config)
+    refuse_misplaced(sections, config.min_on_tissue)
     if finish and not resume:
         raise SettingError("finish ends an interrupted training: it needs resume as well (--resume --finish)")
     device = choose_device(config.device)
@@ -102,10 +104,11 @@ def train(
         "precision": str(dtype).removeprefix("torch."),
         "sections": [s.fingerprint for s in sections],
     }
-    own = (SPEC_FILE, TENSOR_FILE, CARD_FILE, REPORT)
-    with Workplace(Path(output), identity, resume=resume, overwrite=overwrite, own=own) as place:
+    with Workplace(Path(output), identity, resume=resume, overwrite=overwrite, own=OWN) as place:
+        progress.stage("looking for the encoder's weights")
+        fetch_weights(card_of(config))  # what cannot be had is said before any tile is cut
         paired = gather(
-            sections, tile_spec(config), min_counts=config.min_counts, cache=cache or tile_cache(), progress=progress
+            sections, tile_spec(config), min_counts=config.min_counts, cache=kept_in(TILES, cache), progress=progress
         )
         split = part.plan_split(paired, config.hold_out)
         walk = _Walk(paired, split, config, place.folder, device, dtype, finish, on_epoch, progress)
@@ -133,6 +136,7 @@ def check(config: TrainConfig) -> None:
     """
     from napari_peka.models.registry import encoder_card
     from napari_peka.training import losses
+    from napari_peka.training.learn import rehearse
     from napari_peka.training.teacher import make_teacher
 
     encoder_card(config.encoder)
@@ -152,11 +156,7 @@ def check(config: TrainConfig) -> None:
         raise SettingError("tensorboard = true needs a package that is not here: pip install napari-peka[tensorboard]")
     if config.last_blocks is not None and config.adapter == "full":
         raise SettingError("adapter = full trains all blocks: leave last_blocks away, or take another adapter")
-
-
-def tile_cache() -> Path:
-    """Return the folder in which cut tiles are kept."""
-    return cache_folder() / TILES
+    rehearse(config)
 
 
 class _Walk:
@@ -248,23 +248,8 @@ class _Walk:
 
     def record(self) -> dict[str, Any]:
         """Return what made the model, fit for JSON."""
-        from napari_peka.workflows.predict import versions
-
-        sections = part.provenance(self.paired)
-        for s in sections:
-            rows = self.paired.section == s["name"]
-            s["part"] = "train" if self.split.on_all or self.folds[0].train[rows].any() else "held out"
-        digest = hashlib.sha256(" ".join(s["fingerprint"] for s in sections).encode()).hexdigest()
-        return {
-            "sections": sections,
-            "data_digest": digest,
-            "settings": json.loads(self.config.model_dump_json()),
-            "seeds": [self.config.seed],
-            "precision": str(self.dtype).removeprefix("torch."),
-            "device": self.device.type,
-            "versions": versions(),
-            "notice": RESEARCH_USE,
-        }
+        ran = {"precision": str(self.dtype).removeprefix("torch."), "device": self.device.type}
+        return part.made_of(self.paired, self.split, self.config) | ran
 
     def _kept(self, number: int) -> tuple[npt.NDArray[np.float32], list[dict[str, Any]]] | None:
         from safetensors import SafetensorError
