@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Make the embedded demo model from real paired ST sections, with the package's own training.
 
-    python scripts/train_demo.py DATA [-o src/napari_peka/assets/demo] [--work DIR] [--set NAME=VALUE ...]
+    python scripts/train_demo.py DATA [-o demo-model] [--work DIR] [--set NAME=VALUE ...]
 
 DATA is a folder with the her2st sections of patient C (Andersson et al., Nat Commun 2021, CC BY 4.0): C2.jpg,
 C2.tsv.gz, C2_selection.tsv and so on. Each section is left out in turn to judge the recipe; the model that is shipped
-is then trained on all of them, and its card says so. How the recipe was found, and what did not help: docs/results.md.
+is then trained on all of them, and its card says so; ``-o src/napari_peka/assets/demo`` replaces it. How the recipe was
+found, and what did not help: docs/results.md.
 """
 
 from __future__ import annotations
@@ -73,8 +74,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    default = Path(__file__).parent.parent / "src/napari_peka/assets/demo"
-    parser.add_argument("-o", "--output", type=Path, default=default)
+    parser.add_argument("-o", "--output", type=Path, default=Path("demo-model"))
     parser.add_argument("--work", type=Path, default=Path("napari-peka-training"), help="for report and checkpoints")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="other than RECIPE's")
     return parser.parse_args()

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from hest_files import write_task
 from section_files import POSITIONS, change_counts, copied, positions, write_positions
@@ -76,8 +77,8 @@ def run(*args: Any, code: int = 0) -> Ran:
 
 
 def left(folder: Path) -> list[str]:
-    """What a run left in a folder; the lock, an empty hidden file, may stay."""
-    return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.exists() else []
+    """What a run left in a folder, hidden files too."""
+    return sorted(p.name for p in folder.iterdir()) if folder.exists() else []
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -110,7 +111,7 @@ def trained(manifest, tmp_path_factory):
 
 
 def test_help_imports_nothing_heavy():
-    commands = ("train", "evaluate", "benchmark", "cache")
+    commands = ("train", "refit", "evaluate", "benchmark", "settings", "cache")
     code = f"""
 import sys
 from napari_peka import cli
@@ -304,7 +305,12 @@ def test_benchmark_writes_the_table_beside_the_frozen_encoder(manifest, tmp_path
     assert rows == json.loads((out / "benchmark.json").read_text())
     assert "already" in run(*args, "--adapters", "none", code=2).err[-1]
     ran = run(*args, "--adapters", "none", "--contexts", "0,150", "--overwrite")
-    assert ran.out.startswith("| encoder | adapter |")
+    lines = ran.out.splitlines()
+    assert lines[0] == "encoder tiny-random, adapter none, features image, head ridge (groups), protocol grouped"
+    assert lines[2].split() == ["context", "PCC", "of", "ceiling", "gain", "over", "the", "same", "frozen"]
+    assert lines[4].startswith("150 µm")
+    assert max(map(len, lines[:5])) < 100
+    assert any("of one patient" in line for line in ran.err)
     assert ran.out.splitlines()[-1] == f"table      {out / 'benchmark.html'}"
     assert len(pd.read_csv(out / "benchmark.csv")) == 2
 
@@ -319,6 +325,38 @@ def test_a_folder_of_hest_bench_gives_hest_benchs_table(tmp_path):
     assert {"benchmark.csv", "benchmark.json", "benchmark.md", "IDC"} == set(left(tmp_path / "out"))
     assert "IDC" in run(*args, "-o", tmp_path / "text").out.splitlines()[0]
     assert "hold_out" in run(*args, "-o", tmp_path / "no", "--hold-out", "patient", code=2).err[-1]
+
+
+# -- refit, settings -----------------------------------------------------------------------------------------------
+
+
+def test_refit_writes_a_bundle_beside_the_model_before(trained, outs, tmp_path):
+    args = ["refit", trained[0], outs[1], "--patient", "P2", "-o", tmp_path / "new", "--genes", "NUCLEI1,EOSIN2",
+            "--device", "cpu", "--set", "precision=fp32"]  # fmt: skip
+    data = run(*args, "--json").data
+    assert set(data) == {"model", "report", "sections", "split", "summary", "warnings"}
+    assert data["sections"] == ["P2S1"]
+    assert data["split"].startswith("model, its head refitted: 1 section of patient P2")
+    assert set(data["summary"]["baselines"]) == {"before", "train_mean", "colour", "position"}
+    assert left(tmp_path) == ["new"]
+    assert read_bundle(tmp_path / "new").head.genes == ("NUCLEI1", "EOSIN2")
+    assert "already" in run(*args, code=2).err[-1]
+    text = run(*args, "--start", "nothing", "--overwrite").out
+    assert "the model before" in text
+    assert "report.html" in text
+
+
+def test_settings_lists_what_set_takes():
+    rows = run("settings", "train", "--json").data
+    assert [r["setting"] for r in rows][:2] == ["encoder", "adapter"]
+    by_name = {r["setting"]: r for r in rows}
+    assert by_name["rank"] == {
+        "setting": "rank", "default": "null", "values": "whole number, ≥ 1",
+        "what": "rank of the adapter; null: about 5 % of the encoder's weights",
+    }  # fmt: skip
+    assert {"ridge_alpha", "seed", "min_on_tissue"} <= set(by_name)
+    for job in ("refit", "evaluate", "benchmark", "predict"):
+        assert "= " in run("settings", job).out
 
 
 # -- interruption ------------------------------------------------------------------------------------------------
@@ -474,6 +512,38 @@ def one_patient(bad):
     bad.options = ["--patient", "Ann", "--hold-out", "patient"]
 
 
+def nobodys_patients(bad):
+    bad.sections = list(bad.outs)
+    bad.options = ["--hold-out", "patient"]
+
+
+def another_image(command):
+    def make(bad):
+        target = copied(bad.outs[0], bad.folder)
+        scan = target.parent / "P1S1.tif"
+        with Image.open(scan) as image:
+            blank, info = np.full((image.height, image.width, 3), 244, np.uint8), image.tag_v2
+            blank[:40, :40] = (120, 40, 110)  # what tissue there is lies in a corner
+            resolution = {k: float(info[k]) for k in (282, 283)}
+        Image.fromarray(blank).save(scan, resolution_unit=3, x_resolution=resolution[282], y_resolution=resolution[283])
+        bad.command, bad.sections = command, [target]
+        bad.options = ["--hold-out", "block"] if command != "evaluate" else []
+
+    return make
+
+
+def into_a_model(bad):
+    shutil.copytree(bad.model, bad.output)
+    (bad.output / "thesis.docx").write_text("years of work")
+    bad.command, bad.sections = "evaluate", [bad.outs[1]]
+
+
+def into_a_file(bad):
+    (bad.output.parent / "thesis.docx").write_text("years of work")
+    bad.output = bad.output.parent / "thesis.docx" / "out"
+    bad.command, bad.sections = "evaluate", [bad.outs[1]]
+
+
 def several_with_an_image(bad):
     bad.sections = list(bad.outs)
     bad.options = ["--image", bad.outs[0].parent / "P1S1.tif"]
@@ -543,6 +613,9 @@ TABLE = {
     # splits
     "unknown hold-out": (options("--hold-out", "P2S9"), ("'P2S9'", "did you mean P2S1")),
     "one patient, split by patient": (one_patient, ("Ann", "split by section")),
+    "patients that nobody named": (nobodys_patients, ("whose P1S1, P2S1 are nobody says", "--patient")),
+    "another section's image, train": (another_image("train"), ("P1S1: only 0%", "another section's image", "--image")),
+    "another section's image, benchmark": (another_image("benchmark"), ("P1S1: only 0%", "min_on_tissue")),
     "everything held out": (options("--hold-out", "P1,P2"), ("nothing to train on",)),
     # genes, teachers
     "gene missing": (options("--set", "genes=[NUCLEI1, NUCLEO2]"), ("NUCLEO2",)),
@@ -562,6 +635,11 @@ TABLE = {
     "YAML of a list": (config_file("- epochs\n- 3\n"), ("settings.yaml", "NAME: VALUE")),
     "YAML with an unknown setting": (config_file("lerning_rate: 3\n"), ("'lerning_rate'",)),
     "settings file missing": (options("--config", lambda b: b.folder / "no.yaml"), ("no.yaml", "cannot be read")),
+    "adapter wider than the encoder": (options("--set", "rank=1000"), ("rank of bone is 1000",)),
+    "patches left out of a network that needs them": (
+        options("--encoder", "timm:convnext_atto", "--adapter", "lora", "--set", "patch_dropout=0.5"),
+        ("needs all patches", "leave patch_dropout away"),
+    ),
     "device unknown": (options("--device", "banana"), ("banana",)),
     "terms unknown": (options("--set", "terms={cosin: 1}"), ("did you mean cosine",)),
     # training
@@ -571,6 +649,8 @@ TABLE = {
     # evaluate, benchmark
     "model unknown": (evaluate_of("dem"), ("'dem'", "did you mean demo")),
     "model missing": (evaluate_of(Path("/nowhere/model")), ("/nowhere/model",)),
+    "report into a model": (into_a_model, ("is a model", "choose another folder")),
+    "report into a file": (into_a_file, ("thesis.docx is a file",)),
     "sections of another species": (other_species, ("species", "MmNUCLEI1")),
     "evaluate with a setting of training": (options("--set", "epochs=2", command="evaluate"), ("'epochs'",)),
     "benchmark of an unknown adapter": (options("--adapters", "bone,lorra", command="benchmark"), ("lorra",)),
@@ -580,7 +660,14 @@ TABLE = {
     "benchmark protocol unknown": (options("--protocol", "papper", command="benchmark"), ("papper",)),
 }  # fmt: skip
 #: as for `predict`: what lies where a result should go is nobody's wrong usage
-ONE = {"output of other files"}
+ONE = {"output of other files", "report into a model", "report into a file"}
+
+
+#: what needs no tile to be known
+SAID_FIRST = {
+    "adapter wider than the encoder", "patches left out of a network that needs them", "report into a model",
+    "another section's image, train", "terms unknown",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -591,12 +678,14 @@ def test_bad_input_is_one_sentence_and_leaves_nothing_behind(name, manifest, out
     bad = Bad(tmp_path, manifest, outs, trained[0], sections=[manifest], output=place / "out")
     make(bad)
     before = left(place)
-    last = run(*bad.arguments(), "--json", code=1 if name in ONE else 2).err[-1]
+    ran = run(*bad.arguments(), "--json", code=1 if name in ONE else 2)
     for word in words:
-        assert word in last
+        assert word in ran.err[-1]
     assert left(place) == before
     if before:
-        assert left(bad.output) == ["thesis.docx"]
+        assert "years of work" in [p.read_text() for p in place.rglob("thesis.docx")]
+    if name in SAID_FIRST:
+        assert not any("cutting tiles" in line for line in ran.err)
 
 
 # -- cache -------------------------------------------------------------------------------------------------------
@@ -647,13 +736,12 @@ def test_the_cache_is_listed_with_size_and_age_largest_first(kept):
 def test_prune_removes_the_old_or_all_but_nothing_of_somebody_else(kept):
     old = run("cache", "prune", "--older-than", 30, "--json").data
     assert names(old["removed"]) == ["P1-0123456789abcdef.zarr", f"{'0a' * 16}.png"]
-    assert left(kept / "tiles") == ["P2-0123456789abcdef.zarr", "mine.zarr"]
+    half = kept / "tiles/.01234567.P3-0123456789abcdef.zarr"
+    assert left(kept / "tiles") == [half.name, "P2-0123456789abcdef.zarr", "mine.zarr"]
     assert "P2-0123456789abcdef.zarr" in run("cache", "prune").out
-    assert left(kept / "tiles") == ["mine.zarr"]
+    assert left(kept / "tiles") == [half.name, "mine.zarr"], "somebody may be writing what is unfinished"
     assert left(kept / "images") == ["holiday.png"]
     assert (kept / "thesis.docx").exists()
-    half = kept / "tiles/.01234567.P3-0123456789abcdef.zarr"
-    assert half.exists(), "somebody may be writing it"
     os.utime(half, (0, 0))
     assert len(run("cache", "prune", "--json").data["removed"]) == 1
     assert not half.exists()

@@ -17,7 +17,7 @@ ensure_torchvision()
 from timm.layers import PatchDropout, use_fused_attn
 
 from napari_peka.config import EvaluateConfig, TrainConfig
-from napari_peka.core.errors import OutputMismatch, SettingError, StoreError, TrainingError, UnknownName
+from napari_peka.core.errors import OutputMismatch, SectionError, SettingError, StoreError, TrainingError, UnknownName
 from napari_peka.core.progress import Cancelled, JobProgress
 from napari_peka.io.sample import sample_sections
 from napari_peka.io.section import read_sections
@@ -248,6 +248,37 @@ def test_one_patient_cannot_be_left_out(sections, cache, tmp_path):
         s.patient_id = "only"
     with pytest.raises(SettingError, match="all spots are of one patient"):
         train(sections, TrainConfig(**FAST, hold_out="patient"), output=tmp_path / "m", cache=cache)
+
+
+def test_an_unnamed_patient_is_no_patient(manifest, cache, tmp_path):
+    unnamed = read_sections(sorted(manifest.parent.glob("*/outs")))
+    try:
+        with pytest.raises(SettingError, match=r"whose P1S1, P2S1 are nobody says.*column patient"):
+            train(unnamed, TrainConfig(**FAST, hold_out="patient"), output=tmp_path / "m", cache=cache)
+        frozen = TrainConfig(**FAST | {"adapter": "none"}, hold_out="P1S1")
+        model = train(unnamed, frozen, output=tmp_path / "m", cache=cache)
+        assert "patients that nobody named" in model.spec.head.pcc_split
+        assert "patients that nobody named" in model.spec.description
+        said = evaluate(model, unnamed[0], cache=cache).split
+        assert said.startswith("sections that the model never saw; whether it knows their patients is not known")
+    finally:
+        for s in unnamed:
+            s.close()
+
+
+def test_a_patient_may_be_named_as_its_section_is(sections, cache, tmp_path):
+    for s in sections:
+        s.patient_id = s.section_id
+    frozen = TrainConfig(**FAST | {"adapter": "none"}, hold_out="patient")
+    model = train(sections, frozen, output=tmp_path / "m", cache=cache)
+    assert model.spec.head.pcc_split.startswith("2 sections of 2 patients")
+
+
+def test_names_in_place_of_sections_are_said(trained, manifest, tmp_path):
+    with pytest.raises(SectionError, match="open it first"):
+        train([str(manifest)], output=tmp_path / "m")
+    with pytest.raises(SectionError, match="open it first"):
+        evaluate(trained, manifest)
 
 
 def test_the_curves_are_left_as_a_table_and_for_tensorboard(sections, cache, tmp_path):

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from napari_peka.cli_output import cache_text, files_text, report_text, settings_rows, settings_text, write_result
+from napari_peka.cli_output import (
+    cache_text,
+    comparison_text,
+    files_text,
+    report_text,
+    settings_rows,
+    settings_text,
+    write_result,
+)
 from napari_peka.core.errors import SettingError
 from napari_peka.core.progress import Cancelled
 
@@ -194,7 +202,6 @@ def benchmark(
 ) -> None:
     """Compare encoders, adapters and features, each beside the same encoder frozen, on sections or HEST-bench tasks."""
     from napari_peka.config import BenchmarkConfig, TrainConfig
-    from napari_peka.training.compare import markdown
     from napari_peka.training.evaluate import plain
     from napari_peka.workflows.benchmark import benchmark as run
 
@@ -213,8 +220,8 @@ def benchmark(
         return
     with _opened(sections, {}, patient, bin_um, "benchmark", _RESUMES) as (opened, progress):
         table = run(opened, wanted, output=output, resume=resume, overwrite=overwrite, progress=progress)
-    text = f"{markdown(table)}\n{files_text(table=output / 'benchmark.html')}"
-    write_result(plain(table.to_dict("records")), as_json, text)
+    rows = plain(table.to_dict("records"))
+    write_result(rows, as_json, f"{comparison_text(rows)}\n\n{files_text(table=output / 'benchmark.html')}")
 
 
 def _of_hest(paths: list[Path]) -> bool:

@@ -62,6 +62,42 @@ def report_text(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def comparison_text(rows: list[dict[str, Any]]) -> str:
+    """Return a benchmark's table as wide as a terminal: what all arms have in common stands above it."""
+    names = ("encoder", "adapter", "features", "averaging", "context", "head", "protocol")
+    alike = [n for n in names if len({row[n] for row in rows}) == 1]
+    cells = [[n for n in names if n not in alike] + ["PCC", "of ceiling", "gain over the same frozen"]]
+    for row in rows:
+        line = [str(row[n]) for n in names if n not in alike]
+        cells.append([*line, *(_cell(row, key) for key in ("pcc", "share_of_attainable", "gain_percent"))])
+    if any(_known(row["random_split_flatters"]) for row in rows):
+        cells[0].append("spots at random")
+        for line, row in zip(cells[1:], rows):
+            line.append(_cell(row, "pcc_random_split"))
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    common = ", ".join(f"{n} {rows[0][n]}" for n in alike if rows and rows[0][n])
+    lines = ["  ".join(f"{text:<{w}}" for text, w in zip(line, widths)).rstrip() for line in cells]
+    return "\n".join([common, "", *lines] if common else lines)
+
+
+def _cell(row: dict[str, Any], key: str) -> str:
+    value = row[key]
+    if not _known(value):
+        return ""
+    if key == "share_of_attainable":
+        return f"{value:.0%}"
+    if key == "gain_percent":
+        low, high = row["gain_percent_ci95"]
+        return f"{value:+.1f} %" + (f" ({low:+.1f} to {high:+.1f})" if _known(low) and _known(high) else "")
+    if key == "pcc" and _known(row["pcc_sd"]):
+        return f"{value:.3f} ± {row['pcc_sd']:.3f}"
+    return f"{value:.3f}"
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
 def files_text(**paths: Any) -> str:
     """Return where results lie, a line each."""
     return "\n".join(_row(name, str(path)) for name, path in paths.items())

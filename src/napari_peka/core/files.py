@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from napari_peka.core.errors import StoreError
 
@@ -31,6 +31,38 @@ def replace(source: Path, target: Path) -> None:
             if sys.platform != "win32" or attempt == _RENAME_TRIES - 1:
                 raise
             time.sleep(0.05 * 1.6**attempt)
+
+
+def take_lock(path: Path) -> Any:
+    """Return a lock on what will be written at `path`, so that no other process writes it at the same time.
+
+    Raises
+    ------
+    StoreError
+        If another holds it, or the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    make_folder(path.parent)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as e:
+        raise StoreError(f"another run is writing {path}; wait for it, or choose another output") from e
+    except OSError as e:
+        raise cannot_write(path, e) from e
+    return lock
+
+
+def drop_lock(lock: Any) -> None:
+    """Release a lock and leave no file behind.
+
+    The file goes while the lock is still held: filelock asks after locking whether the name is still that of the file
+    that it locked. Windows has none to remove before, and filelock removes it after.
+    """
+    if sys.platform != "win32":
+        _drop(Path(lock.lock_file))
+    lock.release()
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -107,6 +139,20 @@ def make_folder(path: Path) -> Path:
     except OSError as e:
         raise cannot_write(path, e) from e
     return path
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a folder that is not there and cannot be made, or cannot be written, without making it.
+
+    Raises
+    ------
+    StoreError
+        As :func:`make_folder`.
+    """
+    there = next((p for p in (path, *path.parents) if p.exists()), Path())
+    if there.is_file():
+        raise cannot_write(path, NotADirectoryError(errno.ENOTDIR, "not a folder"))
+    make_folder(there)
 
 
 def remove_tree(path: Path) -> None:

@@ -28,6 +28,8 @@ _ON = 0.3
 _CLEARLY, _MORE_ON, _MORE_CORRELATED = 0.15, 0.05, 0.4
 #: what a correlation of 1 between counts and density weighs against all spots on tissue
 _WEIGHT = 0.5
+#: a point pair that is missed by less is met: what is left is the rounding of numbers
+EXACT_PX = 1e-3
 #: fewer spots tell nothing
 _FEWEST = 20
 
@@ -188,6 +190,11 @@ class AffineFit(NamedTuple):
     """float64 ``(2, 3)``: ``(x, y) @ affine[:, :2].T + affine[:, 2]``."""
     residual: float
     """Root mean square distance between the mapped points and where they should be, px of the target."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether it meets its point pairs, as three always do, or none were given."""
+        return not self.residual > EXACT_PX
 
     def said(self, mpp: float | None = None) -> str:
         """Return the residual in px and, with the target's µm per pixel, in µm."""

@@ -188,7 +188,7 @@ def read_section(
     file = None if found.image_chosen else image
     placed = place(found, joined.spots, path, image=file, mpp=mpp, affine=None if fit is None else fit.affine)
     try:
-        if fit is not None and np.isfinite(fit.residual):
+        if fit is not None and not fit.exact:
             placed.warnings.append(fit.said(placed.mpp))
         result = _assemble(found, joined, placed, path, section, patient)
     except BaseException:
@@ -317,6 +317,21 @@ def read_sections(
             result.close()
         raise
     return opened
+
+
+def as_sections(given: Any) -> list[Section]:
+    """Return opened sections as a list, one by itself too.
+
+    Raises
+    ------
+    SectionError
+        For names in place of opened sections.
+    """
+    listed: list[Any] = [given] if isinstance(given, (Section, str, Path)) else list(given)
+    for item in listed:
+        if isinstance(item, (str, Path)):
+            raise SectionError(f"{str(item)!r} is a name; open it first: napari_peka.read_sections([{str(item)!r}])")
+    return listed
 
 
 def _name_apart(sections: list[Section], entries: list[Entry]) -> None:

@@ -167,25 +167,16 @@ class RunStore:
         self._lock: Any = None
 
     def __enter__(self) -> RunStore:
-        from filelock import FileLock, Timeout
-
-        files.make_folder(self.path.parent)
-        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as e:
-            raise StoreError(f"another run is writing {self.path}; wait for it, or choose another output") from e
-        except OSError as e:
-            raise files.cannot_write(self.path, e) from e
+        self._lock = files.take_lock(self.path)
         try:
             self._prepare()
         except BaseException:
-            self._lock.release()
+            files.drop_lock(self._lock)
             raise
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._lock.release()
+        files.drop_lock(self._lock)
 
     def _prepare(self) -> None:
         identity = self.record["identity"]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +17,9 @@ import pandas as pd
 
 from napari_peka.config import HOW_TO_RUN, BenchmarkConfig, TrainConfig
 from napari_peka.core import files
-from napari_peka.core.progress import NULL, Progress
+from napari_peka.core.progress import NULL, Progress, human_time
 from napari_peka.io.cache import TILES, kept_in
-from napari_peka.io.section import Section
+from napari_peka.io.section import Section, as_sections
 from napari_peka.training import splits
 from napari_peka.training.compare import Arm, compare, write_table
 from napari_peka.training.evaluate import evaluate
@@ -40,7 +41,7 @@ FREE = {"train": HOW_TO_RUN, "evaluate": {"device", "batch_size"}}
 
 
 def benchmark(
-    sections: Sequence[Section],
+    sections: Sequence[Section] | Section,
     config: BenchmarkConfig | None = None,
     *,
     output: Path | str,
@@ -54,7 +55,7 @@ def benchmark(
     Parameters
     ----------
     sections
-        From :func:`read_sections`.
+        From :func:`read_section` or :func:`read_sections`.
     config
         What to compare; see :class:`BenchmarkConfig`. Frozen arms are added where they were not asked for.
     output
@@ -76,7 +77,7 @@ def benchmark(
     from napari_peka.training.learn import tile_spec
     from napari_peka.training.report import write_comparison_html
 
-    config = config or BenchmarkConfig()
+    sections, config = as_sections(sections), config or BenchmarkConfig()
     check_arms(config)
     refuse_misplaced(sections, config.train.min_on_tissue)
     identity = {
@@ -94,12 +95,13 @@ def benchmark(
             split = part.plan_split(paired, base.hold_out)
             arms += EncoderTable(paired, split, config, encoder, place.folder, progress).arms()
         table = compare(arms, seed=config.evaluate.seed)
+        warnings = [*paired.all_warnings, *_of_one_patient(table, progress)]
         built = files.make_folder(place.folder / "table")
         write_table(table, built, TABLE)
         write_comparison_html(
             table, built / f"{TABLE}.html", split=split.words.partition(";")[0],
             provenance={**identity, "sections": part.provenance(paired), "versions": versions()},
-            warnings=paired.all_warnings,
+            warnings=warnings,
         )  # fmt: skip
         place.finish(built)
     return table
@@ -109,6 +111,15 @@ def check_arms(config: BenchmarkConfig) -> None:
     """Refuse arms whose settings do not go together, before hours of work."""
     for encoder, adapter in product(config.encoders, config.adapters):
         check(config.train.model_copy(update={"encoder": encoder, "adapter": adapter, "features": "image"}))
+
+
+def _of_one_patient(table: pd.DataFrame, progress: Progress) -> list[str]:
+    """Return, and say, that intervals tell nothing of other patients where there is one."""
+    if table["n_patients"].max() > 1:
+        return []
+    said = "the held-out spots are of one patient: the intervals speak of sections and genes, not of other patients"
+    progress.note(said)
+    return [said]
 
 
 @dataclass(frozen=True)
@@ -151,6 +162,8 @@ class EncoderTable:
         self.base = config.train.model_copy(update={"encoder": encoder})
         self.folder = folder / part.file_name(encoder)
         self._taught: dict[tuple[bytes, int], Taught] = {}
+        self._begun = self._trainings = 0
+        self._said = False
         self.device = choose_device(config.train.device)
         self.dtype = choose_precision(config.train.precision, self.device)
 
@@ -168,6 +181,8 @@ class EncoderTable:
             self.paired, goal, self.base.unit, repeats=self.config.evaluate.ceiling_repeats,
             seed=self.config.evaluate.seed,
         )  # fmt: skip
+        trains = [a for a in dict.fromkeys(self.config.adapters) if a != "none"]
+        self._begun, self._trainings = 0, len(trains) * len(self.config.seeds) * len(split.folds)
         found: dict[Cell, list[Measured]] = {}
         hvg50: dict[str, list[str]] = {}
         for fold in split.folds:
@@ -241,6 +256,7 @@ class EncoderTable:
             return found
         except (FileNotFoundError, SafetensorError):
             pass
+        began = perf_counter()
         learnt = self._learnt(goal, fold, adapter, seed, folder)
         files.make_folder(folder)
         features = "image" if frozen else "image+peka"
@@ -254,18 +270,34 @@ class EncoderTable:
             files.write_whole(folder / f"rotations{n}.safetensors", save(arrays))
         for cached in folder.glob("trunk-*.npy"):
             files.remove_tree(cached)
+        if not frozen:
+            self._forecast(perf_counter() - began)
         found = load(kept.read_bytes())
         return found
+
+    def _forecast(self, seconds: float) -> None:
+        """Say once, after the first training, how long the others will take."""
+        left = self._trainings - self._begun
+        if not self._said and left:
+            self._said = True
+            self.progress.stage(
+                f"{self.encoder}: a training takes {human_time(seconds)}, {left} more come: about "
+                f"{human_time(left * seconds)} in all"
+            )
 
     def _learnt(self, goal: part.Goal, fold: splits.Fold, adapter: str, seed: int, folder: Path) -> Any:
         from napari_peka.training.learn import learn
 
         settings = self.base.model_copy(update={"adapter": adapter, "seed": seed})
+        number = ""
+        if adapter != "none":
+            self._begun += 1
+            number = f" ({self._begun} of {self._trainings})"
         variable = goal.variable(self.paired, fold.train)
         return learn(
             self.paired, fold.train, settings, goal.y, variable, goal.columns, folder=folder, device=self.device,
             dtype=self.dtype, taught=None if adapter == "none" else self._teach(fold, seed),
-            title=f" without {fold.name}, seed {seed}", resume=True, progress=self.progress,
+            title=f" without {fold.name}, seed {seed}{number}", resume=True, progress=self.progress,
         )  # fmt: skip
 
     def _settings(self, cell: Cell, seed: int) -> TrainConfig:

@@ -10,10 +10,12 @@ import numpy as np
 
 from napari_peka.config import EvaluateConfig, PredictConfig
 from napari_peka.core import files
+from napari_peka.core.errors import StoreError
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.io.cache import TILES, kept_in
-from napari_peka.io.section import Section
+from napari_peka.io.section import Section, as_sections
 from napari_peka.models.bundle import Model
+from napari_peka.models.spec import SPEC_FILE
 from napari_peka.training.baselines import PLACE_NAMES, LinearMap, colour_features, place_features, predict_baselines
 from napari_peka.training.evaluate import EvaluationReport
 from napari_peka.training.evaluate import evaluate as score
@@ -29,7 +31,7 @@ GIVEN = "as given"
 
 def evaluate(
     model: Model,
-    sections: Sequence[Section],
+    sections: Sequence[Section] | Section,
     config: EvaluateConfig | None = None,
     *,
     output: Path | str | None = None,
@@ -43,8 +45,8 @@ def evaluate(
     model
         From :func:`load_model` or :func:`train`.
     sections
-        From :func:`read_sections`. A section that the model was trained on is scored too, and the report says loudly
-        that its figures are worth nothing.
+        From :func:`read_section` or :func:`read_sections`. One that the model was trained on is scored too, and the
+        report says loudly that its figures are worth nothing.
     config
         Settings; see :class:`EvaluateConfig`.
     output
@@ -60,9 +62,10 @@ def evaluate(
         If the sections have none of the model's genes.
     """
     config = config or EvaluateConfig()
+    sections = as_sections(sections)
     unit = unit_of(model)
     if output is not None:
-        files.make_folder(Path(output).expanduser())  # said before the work, not after it
+        _check_folder(Path(output).expanduser())
     paired = gather(sections, model.tile_spec(), cache=kept_in(TILES, cache), progress=progress)
     in_model, in_counts, genes = genes_in_both(model, paired)
     warnings = paired.all_warnings
@@ -117,6 +120,13 @@ def evaluate(
         progress.stage("writing the report")
         report.write(Path(output).expanduser())
     return report
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot take a report, before the work and not after it."""
+    files.check_writable(folder)
+    if (folder / SPEC_FILE).exists():
+        raise StoreError(f"{folder} is a model, whose files are its own; choose another folder for the report")
 
 
 def _versions() -> dict[str, str]:

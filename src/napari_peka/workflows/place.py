@@ -40,20 +40,11 @@ class Workplace:
         self._lock: Any = None
 
     def __enter__(self) -> Workplace:
-        from filelock import FileLock, Timeout
-
-        files.make_folder(self.path.parent)
-        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as e:
-            raise StoreError(f"another run is writing {self.path}; wait for it, or choose another output") from e
-        except OSError as e:
-            raise files.cannot_write(self.path, e) from e
+        self._lock = files.take_lock(self.path)
         try:
             self._prepare()
         except BaseException:
-            self._lock.release()
+            files.drop_lock(self._lock)
             raise
         return self
 
@@ -62,7 +53,7 @@ class Workplace:
         if exc[0] is not None and not any(p.name != RUN_FILE for p in self.folder.rglob("*") if p.is_file()):
             with suppress(OSError):
                 files.remove_tree(self.folder)
-        self._lock.release()
+        files.drop_lock(self._lock)
 
     def finish(self, built: Path) -> None:
         """Rename a finished folder inside the working folder to the output, and drop the working folder."""

@@ -15,7 +15,7 @@ from napari_peka.core import files
 from napari_peka.core.errors import OutputMismatch, SettingError
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.io.cache import TILES, kept_in
-from napari_peka.io.section import Section
+from napari_peka.io.section import Section, as_sections
 from napari_peka.io.store import Prediction
 from napari_peka.models.bundle import Model, read_bundle
 from napari_peka.training import splits
@@ -36,7 +36,7 @@ from napari_peka.workflows.train import OWN, REPORT
 
 def refit(
     model: Model,
-    sections: Sequence[Section],
+    sections: Sequence[Section] | Section,
     config: RefitConfig | None = None,
     *,
     output: Path | str,
@@ -56,7 +56,7 @@ def refit(
     model
         From :func:`load_model` or :func:`train`.
     sections
-        From :func:`read_sections`; one is enough.
+        From :func:`read_section` or :func:`read_sections`; one is enough.
     config
         Settings; see :class:`RefitConfig`.
     output
@@ -82,7 +82,7 @@ def refit(
     OutputMismatch, StoreError
         If the output cannot be written, or belongs to something else.
     """
-    config = config or RefitConfig()
+    sections, config = as_sections(sections), config or RefitConfig()
     settings = _as_training(model, config)
     refuse_misplaced(sections, config.min_on_tissue)
     # seconds of work are not kept: what an interrupted refit left is begun anew, what a training left is not touched

@@ -16,7 +16,7 @@ from napari_peka.core import files
 from napari_peka.core.errors import SettingError
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.io.cache import TILES, kept_in
-from napari_peka.io.section import Section
+from napari_peka.io.section import Section, as_sections
 from napari_peka.models.archive import TENSOR_FILE
 from napari_peka.models.bundle import Model, read_bundle
 from napari_peka.models.card import CARD_FILE
@@ -41,7 +41,7 @@ OWN = (SPEC_FILE, TENSOR_FILE, CARD_FILE, REPORT)
 
 
 def train(
-    sections: Sequence[Section],
+    sections: Sequence[Section] | Section,
     config: TrainConfig | None = None,
     *,
     output: Path | str,
@@ -57,7 +57,7 @@ def train(
     Parameters
     ----------
     sections
-        From :func:`read_sections`.
+        From :func:`read_section` or :func:`read_sections`.
     config
         Settings; see :class:`TrainConfig`.
     output
@@ -92,7 +92,7 @@ def train(
     from napari_peka.models.encoder import choose_device, choose_precision, fetch_weights
     from napari_peka.training.learn import card_of, tile_spec
 
-    config = config or TrainConfig()
+    sections, config = as_sections(sections), config or TrainConfig()
     check(config)
     refuse_misplaced(sections, config.min_on_tissue)
     if finish and not resume:

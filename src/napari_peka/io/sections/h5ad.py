@@ -18,7 +18,7 @@ import numpy as np
 
 from napari_peka.core import files
 from napari_peka.core.errors import SectionError
-from napari_peka.io.cache import IMAGES, cache_folder
+from napari_peka.io.cache import IMAGES, kept_in
 from napari_peka.io.sections.base import ST, VISIUM, Found, Overview, Request, images_in, unique_rows
 from napari_peka.io.sections.scverse import embeddings, genes_of, mapping, number, platform_of, raw_counts, spots_of
 
@@ -135,12 +135,11 @@ def keep_image(image: np.ndarray) -> Path:
         image = (np.clip(np.nan_to_num(image), 0, 1) * 255).round().astype(np.uint8)
     image = np.ascontiguousarray(image[..., :3])
     digest = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
-    folder = cache_folder() / IMAGES
-    path = folder / f"{digest[:32]}.png"
+    path = kept_in(IMAGES) / f"{digest[:32]}.png"
     if not path.is_file():
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "PNG")
-        files.write_whole(files.make_folder(folder) / path.name, buffer.getvalue())
+        files.write_whole(path, buffer.getvalue())
     return path
 
 

@@ -185,7 +185,7 @@ def _by_barcode(file: Path, expression: Expression, section: str, mixed: bool) -
     if len(missing := np.flatnonzero(at < 0)):
         raise SectionError(
             f"{file} has no row for {len(missing)} of {len(barcodes)} spots of section {section}, such as "
-            f"{', '.join(barcodes[i] for i in missing[:_NAMED])}; embed these spots too, or leave them out (min_counts)"
+            f"{', '.join(barcodes[i] for i in missing[:_NAMED])}; embed these spots too, or take them out of the section"
         )
     return table.to_numpy()[at]
 
@@ -208,6 +208,6 @@ def _together(expression: Expression, parts: dict[str, npt.NDArray[Any]], where:
             ids = ", ".join(expression.spot_ids[i] for i in bad[:_NAMED])
             raise SectionError(
                 f"{where} holds no numbers (NaN or infinite) for {len(bad)} of {len(spots)} spots of section {name}, "
-                f"such as {ids}; embed these spots too, or leave them out (min_counts)"
+                f"such as {ids}; embed these spots too, or take them out of the section"
             )
     return out
