@@ -185,7 +185,8 @@ def _by_barcode(file: Path, expression: Expression, section: str, mixed: bool) -
     if len(missing := np.flatnonzero(at < 0)):
         raise SectionError(
             f"{file} has no row for {len(missing)} of {len(barcodes)} spots of section {section}, such as "
-            f"{', '.join(barcodes[i] for i in missing[:_NAMED])}; embed these spots too, or take them out of the section"
+            f"{', '.join(barcodes[i] for i in missing[:_NAMED])}; embed these spots too, or take them out of the "
+            "section"
         )
     return table.to_numpy()[at]
 
