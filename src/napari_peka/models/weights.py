@@ -12,6 +12,7 @@ import torch
 
 from napari_peka.core.errors import BundleError, EncoderUnavailable
 from napari_peka.models.folder import encoder_folder
+from napari_peka.models.hub import quiet_hub
 from napari_peka.models.registry import EncoderCard
 
 ASSETS = Path(__file__).parent.parent / "assets" / "encoder"
@@ -210,7 +211,8 @@ def _from_hub(card: EncoderCard, offline: bool) -> Path:
         )
     for name in candidates(card):
         try:
-            return Path(hf_hub_download(str(card.hub_id), name, revision=card.revision, library_name="napari-peka"))
+            with quiet_hub():
+                return Path(hf_hub_download(str(card.hub_id), name, revision=card.revision, library_name="napari-peka"))
         except LocalEntryNotFoundError:
             refusal = EncoderUnavailable(f"the hub cannot be reached for {card.name}; {_put_it(card)}")
         except EntryNotFoundError:

@@ -10,6 +10,7 @@ from typing import Any
 from napari_peka.core.errors import BundleError, EncoderUnavailable, PekaError, UnknownName, near_names
 from napari_peka.models.bundle import SPEC_FILE, TENSOR_FILE, Model, read_bundle
 from napari_peka.models.folder import ENVIRONMENT, models_folder
+from napari_peka.models.hub import quiet_hub
 from napari_peka.models.registry import ENCODERS, TIMM_PREFIX, EncoderCard, encoder_card
 
 DEMO = "demo"
@@ -100,10 +101,11 @@ def _from_hub(repo: str, offline: bool) -> Path:
     page = f"https://huggingface.co/{repo}"
     refusal: Exception
     try:
-        paths = [
-            Path(hf_hub_download(repo, file, local_files_only=offline, library_name="napari-peka"))
-            for file in (TENSOR_FILE, SPEC_FILE)
-        ]
+        with quiet_hub():
+            paths = [
+                Path(hf_hub_download(repo, file, local_files_only=offline, library_name="napari-peka"))
+                for file in (TENSOR_FILE, SPEC_FILE)
+            ]
     except GatedRepoError:
         refusal = EncoderUnavailable(
             f"the model {repo} is gated: ask for access at {page}, then log in with `hf auth login`"
