@@ -105,6 +105,17 @@ def test_position_within_a_section_follows_its_own_smooth_pattern():
     assert found[False] < 0.5
 
 
+def test_position_does_not_run_away_where_a_block_is_left_out():
+    centre = disc()
+    y = (np.hypot(*centre.T) / 2400)[:, None] + np.random.default_rng(0).normal(0, 0.1, (len(centre), 5))
+    place = place_features(centre, ["a"] * len(centre), within=True)
+    nothing = np.zeros((len(centre), 6), np.float32)
+    for fold in splits.by_block(["a"] * len(centre), centre):
+        maps = fit_baselines(nothing[fold.train], place[fold.train], y[fold.train])
+        said = predict_baselines(maps, nothing[fold.test], place[fold.test])["position"]
+        assert ((said - y[fold.test]) ** 2).mean() < 4 * y[fold.test].var()
+
+
 def test_spots_without_a_tile_are_left_out_and_not_predicted():
     rng = np.random.default_rng(2)
     colour, place = rng.normal(size=(50, 6)).astype(np.float32), rng.normal(size=(50, 9)).astype(np.float32)

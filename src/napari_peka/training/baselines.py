@@ -27,6 +27,9 @@ _TILES = 64
 _BUMPS = 5
 #: ridge penalty on standardised features, in spots: no more than guards against equal columns
 _ALPHA = 1.0
+#: least standard deviation that features are divided by, in their units (grey levels, or shares of box and density): what
+#: hardly varies where one trains, such as a bump over the part left out, must not count twenty times as much there
+_LEAST_SPREAD = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +159,7 @@ def _ridge(x: FloatArray, y: FloatArray) -> LinearMap:
     if not ok.any():
         raise SettingError("no training spot has the features of a baseline: its tiles could not be read")
     x, y = np.asarray(x[ok], np.float64), np.asarray(y[ok], np.float64)
-    mean, sd = x.mean(0), x.std(0)
-    sd = np.where(sd > 1e-8, sd, 1.0)
+    mean, sd = x.mean(0), np.maximum(x.std(0), _LEAST_SPREAD)
     z, y_mean = (x - mean) / sd, y.mean(0)
     weights = np.linalg.solve(z.T @ z + _ALPHA * np.eye(z.shape[1]), z.T @ (y - y_mean)) / sd[:, None]
     return LinearMap(weights.astype(np.float32), (y_mean - mean @ weights).astype(np.float32))
