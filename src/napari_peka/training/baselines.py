@@ -27,8 +27,8 @@ _TILES = 64
 _BUMPS = 5
 #: ridge penalty on standardised features, in spots: no more than guards against equal columns
 _ALPHA = 1.0
-#: least standard deviation that features are divided by, in their units (grey levels, or shares of box and density): what
-#: hardly varies where one trains, such as a bump over the part left out, must not count twenty times as much there
+#: least standard deviation that features are divided by, in their units (grey levels, shares of the box): what hardly
+#: varies where one trains, such as a bump over the part left out, must not count twenty times as much there
 _LEAST_SPREAD = 0.1
 
 
