@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 import signal
 import sys
 import threading
@@ -58,8 +57,6 @@ DEMO_STRIDE_PX = 56
 INTERRUPTED = 130
 #: bad input is 2; these come from the machine, not from what was asked
 _MACHINE = (StoreError, DeviceError, EncoderUnavailable)
-#: what no file name may hold on one platform or another; "%" too, so that two genes never share a name
-_NOT_IN_NAMES = re.compile(r'[\x00-\x1f<>:"/\\|?*%]')
 
 
 def _version(asked: bool) -> None:
@@ -257,6 +254,46 @@ def predict(
         raise typer.Exit(_fail(first["error"] + more, first["code"]))
 
 
+@app.command()
+def export(
+    result: Annotated[Path, typer.Argument(help="A result, RESULT.peka.zarr.", readable=False)],
+    to: Annotated[str, typer.Option(help="h5ad, spatialdata, ome-zarr, ome-tiff, geojson, csv, png or svg.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File with the format's ending, or a folder.")],
+    genes: Annotated[str | None, typer.Option(help="Genes, separated by commas.")] = None,
+    regions: Annotated[
+        Path | None, typer.Option(help="GeoJSON of named regions in level-0 pixels, as QuPath writes it.")
+    ] = None,
+    slide: Annotated[Path | None, typer.Option(help="The slide, for formats that show it.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a result as a file of another program: scanpy, squidpy, QuPath, Fiji, a spreadsheet, a figure."""
+    from contextlib import ExitStack
+
+    from napari_peka.cli_output import files_text
+    from napari_peka.console import console_progress
+    from napari_peka.io.export import export as run
+    from napari_peka.io.export import format_of
+    from napari_peka.io.regions import regions_by_name
+    from napari_peka.io.slide import open_slide
+    from napari_peka.io.store import read_prediction
+
+    format_of(to)
+    prediction = read_prediction(result)
+    wanted = None if genes is None else [g.strip() for g in genes.split(",") if g.strip()]
+    named = {} if regions is None else regions_by_name(regions)
+    with ExitStack() as opened, console_progress(result.name) as progress:
+        shown = None if slide is None else opened.enter_context(open_slide(slide))
+        written = run(
+            prediction, to, output, genes=wanted, regions=named, slide=shown, overwrite=overwrite, progress=progress
+        )
+        data = {
+            "result": str(result), "to": to, "files": [str(p) for p in written], "tiles": len(prediction.tiles),
+            "unit": prediction.unit, "warnings": list(progress.notes),
+        }  # fmt: skip
+    write_result(data, as_json, "\n".join(files_text(written=p) for p in written))
+
+
 app.command()(cli_learn.train)
 app.command()(cli_learn.refit)
 app.command()(cli_learn.evaluate)
@@ -324,7 +361,9 @@ def _check_names(slides: list[Path]) -> None:
 
 def _picture_name(slide: Path, gene: str) -> str:
     """Return the file name for a gene as it was asked for, so that a script knows it beforehand."""
-    return f"{_stem(slide)}.{_NOT_IN_NAMES.sub(lambda hit: f'%{ord(hit[0]):02X}', gene)}.png"
+    from napari_peka.io.exports.base import file_name
+
+    return f"{_stem(slide)}.{file_name(gene)}.png"
 
 
 def _note_new(warnings: list[str], progress: ConsoleProgress) -> None:

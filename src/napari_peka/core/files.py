@@ -87,26 +87,36 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_beside(path: Path, write: Callable[[Path], T]) -> T:
-    """Call ``write(temporary path)``, push what it wrote to the disk and rename it to `path`.
+    """Call ``write(temporary path)``, push the file or folder that it wrote to the disk and rename it to `path`.
 
-    The temporary file keeps the ending of `path`, since writers choose their format by it.
+    The temporary path keeps the ending of `path`, since writers choose their format by it. What is at `path` is
+    replaced.
 
     Raises
     ------
     StoreError
         As :func:`write_whole`.
     """
-    beside = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+    beside, old = (path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}") for _ in range(2))
     try:
         result = write(beside)
-        with beside.open("rb+") as f:  # an empty file must not take the final name when the power goes
-            os.fsync(f.fileno())
+        if beside.is_dir():
+            sync_tree(beside)
+            if path.exists():  # a folder cannot be renamed onto another
+                replace(path, old)
+        else:
+            with beside.open("rb+") as f:  # an empty file must not take the final name when the power goes
+                os.fsync(f.fileno())
         replace(beside, path)
         return result
     except OSError as e:
+        if isinstance(e, StoreError):
+            raise
         raise cannot_write(path, e) from e
     finally:
-        _drop(beside)
+        for left in (beside, old):
+            with suppress(StoreError):
+                remove_tree(left)
 
 
 def sync_tree(folder: Path) -> None:

@@ -40,6 +40,21 @@ class Raster:
         if min(self.scale_yx) <= 0:
             raise ValueError(f"a raster's scale must be positive, got {self.scale_yx}")
 
+    def place_um(self, mpp: tuple[float, float]) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Return a pixel's size and the centre of the first one, both (y, x) in µm.
+
+        In the frame of images that say where their pixels' centres are (napari, OME-Zarr): the centre of the slide's
+        first level-0 pixel is at 0 µm.
+
+        Parameters
+        ----------
+        mpp
+            µm per level-0 pixel (y, x).
+        """
+        step, origin, size = (np.array(a, np.float64) for a in (self.scale_yx, self.origin_yx, mpp))
+        scale, first = step * size, (origin + step / 2 - 0.5) * size
+        return (float(scale[0]), float(scale[1])), (float(first[0]), float(first[1]))
+
     def fraction(self, rects_yxhw: FloatArray) -> FloatArray:
         """Return the mean of the mask over each rectangle; what lies outside the mask counts as 0.
 

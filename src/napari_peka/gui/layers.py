@@ -167,10 +167,10 @@ def _slide_place(slide: Slide) -> dict[str, Any]:
 
 
 def _raster_place(prediction: Prediction, raster: Raster) -> dict[str, Any]:
-    mpp, step = np.array(prediction.tiles.slide_mpp), np.array(raster.scale_yx)
+    scale, first = raster.place_um(prediction.tiles.slide_mpp)
     return {
-        "scale": tuple((step * mpp).tolist()),
-        "translate": tuple(((np.array(raster.origin_yx) + step / 2 - 0.5) * mpp).tolist()),
+        "scale": scale,
+        "translate": first,
         "units": UM,
         "rgb": False,
         "multiscale": False,

@@ -60,19 +60,19 @@ def trust_text(pcc: float | None) -> str:
     return f"held-out PCC {pcc:.2f} ({word})"
 
 
-def write_map(prediction: Prediction, slide: Slide, gene: str, path: Path | str, *, max_px: int = 1600) -> Path:
-    """Write a PNG of the predicted map of `gene` beside the slide that it lies on.
+def write_map(prediction: Prediction, slide: Slide | None, gene: str, path: Path | str, *, max_px: int = 1600) -> Path:
+    """Write a figure of the predicted map of `gene` beside the slide that it lies on.
 
     Parameters
     ----------
     prediction
         From :func:`predict` or :func:`read_prediction`.
     slide
-        The slide; its thumbnail is shown.
+        The slide; its thumbnail is shown. None: the map alone.
     gene
         Symbol or Ensembl id.
     path
-        Where to write.
+        Where to write, by its ending as PNG, SVG or PDF.
     max_px
         Longer side of the slide's picture.
 
@@ -91,27 +91,30 @@ def write_map(prediction: Prediction, slide: Slide, gene: str, path: Path | str,
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box in a title, no reason to fail
         figure = _draw(prediction, slide, index, max_px)
-        files.write_beside(path, lambda p: figure.savefig(p, dpi=DPI, format="png"))
+        files.write_beside(path, lambda p: figure.savefig(p, dpi=DPI))
     return path
 
 
-def _draw(prediction: Prediction, slide: Slide, index: int, max_px: int) -> Any:
+def _draw(prediction: Prediction, slide: Slide | None, index: int, max_px: int) -> Any:
     gene, raster = prediction.genes[index], prediction.raster(prediction.genes[index])
-    view = _view(prediction.tiles, slide.shape)
-    whole = view == Rect(0, 0, *slide.shape)
-    image, shown = (slide.thumbnail(max_px), view) if whole else _closer(slide, view, max_px)
-    figure, (left, right), stacked = _figure(view.h / view.w)
-    extent = (shown.x, shown.x1, shown.y1, shown.y)
-    left.imshow(image, extent=extent, interpolation="antialiased")
-    # pale and grey: what is pink on the right is the map's pink, not eosin's
-    right.imshow(255 - (255 - image.mean(2)) * 0.7, extent=extent, cmap="gray", vmin=0, vmax=255)
+    shape = prediction.record["slide"]["shape"] if slide is None else slide.shape
+    view = _view(prediction.tiles, (shape[0], shape[1]))
+    whole = view == Rect(0, 0, *shape)
+    figure, axes, stacked = _figure(view.h / view.w, 1 if slide is None else 2)
+    left, right = axes[0], axes[-1]
+    if slide is not None:
+        image, shown = (slide.thumbnail(max_px), view) if whole else _closer(slide, view, max_px)
+        extent = (shown.x, shown.x1, shown.y1, shown.y)
+        left.imshow(image, extent=extent, interpolation="antialiased")
+        # pale and grey: what is pink on the right is the map's pink, not eosin's
+        right.imshow(255 - (255 - image.mean(2)) * 0.7, extent=extent, cmap="gray", vmin=0, vmax=255)
     (y0, x0), (sy, sx), (h, w) = raster.origin_yx, raster.scale_yx, raster.data.shape
     low, high = contrast_limits(raster.data)
     heat = right.imshow(
         np.ma.masked_invalid(raster.data), extent=(x0, x0 + w * sx, y0 + h * sy, y0), cmap=COLORMAP, vmin=low,
         vmax=high, alpha=0.75, interpolation="nearest",
     )  # fmt: skip
-    for axis in (left, right):
+    for axis in axes:
         axis.set_axis_off()
         axis.set_xlim(view.x, view.x1)
         axis.set_ylim(view.y1, view.y)
@@ -120,11 +123,14 @@ def _draw(prediction: Prediction, slide: Slide, index: int, max_px: int) -> Any:
     bar.set_label(f"{gene} ({prediction.unit})")
     bar.formatter.set_useOffset(False)
     pcc = None if prediction.head.pcc is None else float(prediction.head.pcc[index])
-    room = int(figure.get_figwidth() / (1 if stacked else 2) / CHAR_IN)
-    name = _shortened(slide.name, room - 8)
-    left.set_title(name if whole else f"{name}, region", fontsize=13)
+    room = int(figure.get_figwidth() / (1 if stacked else len(axes)) / CHAR_IN)
+    name = _shortened(prediction.record["slide"]["name"] if slide is None else slide.name, room - 8)
+    title = name if whole else f"{name}, region"
+    if slide is not None:
+        left.set_title(title, fontsize=13)
     trust = trust_text(pcc) if room > 40 else trust_text(pcc).replace(" (", "\n(")
-    right.set_title(f"{_shortened(gene, room - 12)}, predicted\n{trust}", fontsize=13)
+    what = f"{_shortened(gene, room - 12)}, predicted\n{trust}"
+    right.set_title(what if slide is not None else f"{title}\n{what}", fontsize=13)
     _scale_bar(left, view, prediction.tiles.slide_mpp[1])
     footer = textwrap.fill(_footer(prediction), int(figure.get_figwidth() / SMALL_CHAR_IN))
     figure.supxlabel(footer, x=0.01, ha="left", fontsize=10, color="0.3")
@@ -156,21 +162,22 @@ def _fonts() -> list[str]:
     return ["DejaVu Sans", *(f for f in _FALLBACK_FONTS if f in here)]
 
 
-def _figure(aspect: float) -> tuple[Any, Any, bool]:
-    """Return a figure, its two axes, and whether these stand one above the other, as for a very wide slide."""
+def _figure(aspect: float, panels: int = 2) -> tuple[Any, list[Any], bool]:
+    """Return a figure, its axes, and whether these stand one above the other, as for a very wide slide."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     stacked = aspect < WIDE
     if stacked:
-        width, height = WIDTH_IN, 2 * (WIDTH_IN - 0.4) * aspect + 2.8
+        width, height = WIDTH_IN, panels * (WIDTH_IN - 0.4) * aspect + 2.8
     else:
         panel = min((WIDTH_IN - 1.6) / 2 * aspect, PANEL_IN)
-        width, height = max(2 * panel / aspect + 1.6, 8.0), panel + 1.5
+        width, height = max(panels * panel / aspect + 1.6, 4.0 * panels), panel + 1.5
     figure = Figure(figsize=(width, height), facecolor="white")
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(*((2, 1) if stacked else (1, 2))), stacked
+    axes = figure.subplots(*((panels, 1) if stacked else (1, panels)), squeeze=False)
+    return figure, list(axes.ravel()), stacked
 
 
 def _beyond(values: npt.NDArray[Any], low: float, high: float) -> str:

@@ -79,23 +79,32 @@ def write_regions(path: str | Path, regions: Mapping[str, Any]) -> None:
     StoreError
         If the file cannot be written.
     """
-    import shapely
-    from shapely.geometry.polygon import orient
-
-    features = []
-    for name, region in regions.items():
-        geometry = _mended(region, f"the region {name!r}")
-        rings = [orient(p) for p in shapely.get_parts(geometry)]  # outer rings anticlockwise, as RFC 7946 asks
-        geometry = rings[0] if len(rings) == 1 else shapely.MultiPolygon(rings)
-        features.append({
-            "type": "Feature",
-            "id": str(uuid.uuid4()),
-            "geometry": shapely.geometry.mapping(geometry),
-            "properties": {"objectType": "annotation", "name": name},
-        })  # fmt: skip
+    features = [region_feature(name, region) for name, region in regions.items()]
     text = json.dumps({"type": "FeatureCollection", "features": features}, ensure_ascii=False, allow_nan=False)
     # a lone half of a character, which JSON can hold and UTF-8 cannot, becomes its JSON escape again
     write_whole(Path(path), text.encode(errors="backslashreplace"))
+
+
+def region_feature(name: str, region: Any) -> dict[str, Any]:
+    """Return a named polygon as a GeoJSON feature that QuPath imports as an annotation.
+
+    Raises
+    ------
+    RegionError
+        If it is no polygon.
+    """
+    import shapely
+    from shapely.geometry.polygon import orient
+
+    geometry = _mended(region, f"the region {name!r}")
+    rings = [orient(p) for p in shapely.get_parts(geometry)]  # outer rings anticlockwise, as RFC 7946 asks
+    geometry = rings[0] if len(rings) == 1 else shapely.MultiPolygon(rings)
+    return {
+        "type": "Feature",
+        "id": str(uuid.uuid4()),
+        "geometry": shapely.geometry.mapping(geometry),
+        "properties": {"objectType": "annotation", "name": name},
+    }
 
 
 def check_region(region: Any, shape: tuple[int, int]) -> Any:

@@ -133,6 +133,12 @@ class Prediction:
         adata.obsm[EMBEDDINGS] = self.embeddings
         return adata
 
+    def export(self, output: Path | str, to: str, **options: Any) -> list[Path]:
+        """Write the map in another program's format, as :func:`napari_peka.io.export.export`, which takes `options`."""
+        from napari_peka.io.export import export
+
+        return export(self, to, output, **options)
+
 
 def result_path(output: Path | str) -> Path:
     """Return the path of a result; its name must end in ``.zarr``."""

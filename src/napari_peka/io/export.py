@@ -1,0 +1,163 @@
+"""A predicted map as files of other programs: AnnData, SpatialData, OME-Zarr, OME-TIFF, GeoJSON, CSV, figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_peka.core import files
+from napari_peka.core.errors import OutputMismatch, SettingError, StoreError, near_names
+from napari_peka.core.progress import NULL, Progress
+from napari_peka.io.exports.base import Export, Format, file_name, is_export
+from napari_peka.io.exports.geojson import write_geojson
+from napari_peka.io.exports.images import write_figure, write_ome_tiff, write_ome_zarr
+from napari_peka.io.exports.spatial_data import write_spatialdata
+from napari_peka.io.exports.tables import write_csv, write_h5ad
+from napari_peka.io.store import Prediction
+
+if TYPE_CHECKING:
+    from napari_peka.io.slide import Slide
+
+#: a new format is a function and a line here
+FORMATS = {
+    f.name: f
+    for f in (
+        Format("h5ad", (".h5ad",), "AnnData, for scanpy", write_h5ad, most_values=500_000_000),
+        Format("spatialdata", (".zarr",), "SpatialData, for squidpy and napari-spatialdata", write_spatialdata,
+               most_values=500_000_000),
+        Format("ome-zarr", (".ome.zarr", ".zarr"), "heatmap with a channel a gene", write_ome_zarr, best=20),
+        Format("ome-tiff", (".ome.tif", ".ome.tiff"), "heatmap with a channel a gene", write_ome_tiff, best=20),
+        Format("geojson", (".geojson", ".json"), "tiles with measurements, for QuPath", write_geojson, best=20),
+        Format("csv", (".csv", ".csv.gz"), "a row a tile", write_csv, most_values=20_000_000),
+        Format("png", (".png",), "figure with scale bar, colour bar and unit", write_figure, best=1, a_gene=True),
+        Format("svg", (".svg",), "the same as vectors", write_figure, best=1, a_gene=True),
+    )
+}  # fmt: skip
+
+
+def export(
+    prediction: Prediction,
+    to: str,
+    output: Path | str,
+    *,
+    genes: Sequence[str] | None = None,
+    regions: Mapping[str, Any] | None = None,
+    slide: Slide | None = None,
+    overwrite: bool = False,
+    progress: Progress = NULL,
+) -> list[Path]:
+    """Write a map in another program's format: each file whole, or not at all.
+
+    Parameters
+    ----------
+    prediction
+        From :func:`predict` or :func:`read_prediction`.
+    to
+        ``"h5ad"``, ``"spatialdata"``, ``"ome-zarr"``, ``"ome-tiff"``, ``"geojson"``, ``"csv"``, ``"png"`` or ``"svg"``.
+    output
+        A file with the format's ending, or a folder, in which the file is named after the slide. Figures of several
+        genes have the gene's name before the ending.
+    genes
+        Symbols or Ensembl ids. None: all of them in ``h5ad``, ``spatialdata`` and ``csv``, the 20 with the highest
+        held-out correlation in ``ome-zarr``, ``ome-tiff`` and ``geojson``, and the best one in figures.
+    regions
+        shapely polygons in level-0 pixels, x first, by name, as :func:`regions_by_name` reads them. Tiles are told in
+        which they lie (``obs["annotation"]``), and formats with shapes hold them.
+    slide
+        The slide, for formats that show it.
+    overwrite
+        Replace a file that is there.
+    progress
+        Where to report; raises :class:`Cancelled` to stop.
+
+    Returns
+    -------
+    list of Path
+        What was written.
+
+    Raises
+    ------
+    SettingError
+        If there is no such format, or it needs a package that is not here, or so many values that genes must be named.
+    UnknownName
+        If the model does not know a gene.
+    OutputMismatch, StoreError
+        If a file is there already, or cannot be written.
+    """
+    kind = format_of(to)
+    names = _chosen(prediction, kind, genes)
+    tasks = dict(_targets(prediction, kind, Path(output).expanduser(), names))
+    for path in tasks:
+        _check_free(path, overwrite)
+    progress.stage(f"writing {kind.name}", len(tasks))
+    for path, part in tasks.items():
+        one = Export(prediction, part, dict(regions or {}), slide)
+        files.make_folder(path.parent)
+        files.write_beside(path, lambda p, one=one: kind.write(one, p))  # type: ignore[misc]
+        progress.advance()
+    return list(tasks)
+
+
+def format_of(name: str) -> Format:
+    """Return the format of a name.
+
+    Raises
+    ------
+    SettingError
+        If there is none; near names are offered.
+    """
+    if name not in FORMATS:
+        raise SettingError(f"there is no format {name!r}{near_names(name, FORMATS)}; there are {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    """Refuse to replace what is there, and whatever is asked a folder that no export has written."""
+    if not path.exists():
+        return
+    if not overwrite:
+        raise OutputMismatch(f"{path} is there already; choose another output, or overwrite it (--overwrite)")
+    if path.is_dir() and not is_export(path):
+        raise StoreError(f"{path} is no export of napari-peka and is not replaced; choose another output")
+
+
+def _chosen(prediction: Prediction, kind: Format, genes: Sequence[str] | None) -> tuple[str, ...]:
+    head = prediction.head
+    if genes is not None:
+        at = list(dict.fromkeys(head.index(g) for g in genes))
+    elif kind.best is None:
+        at = list(range(len(head.genes)))
+    else:
+        pcc = np.full(len(head.genes), np.nan) if head.pcc is None else head.pcc
+        at = np.argsort(-np.nan_to_num(pcc, nan=-2.0), kind="stable")[: kind.best].tolist()
+    if not at:
+        raise SettingError("no gene was named; leave --genes away for the usual ones")
+    n = len(prediction.tiles) * len(at)
+    if kind.most_values is not None and n > kind.most_values:
+        raise SettingError(
+            f"{len(prediction.tiles):,} tiles of {len(at):,} genes are {n:,} values, too many for {kind.name}: name "
+            "the genes that you want (--genes)"
+        )
+    return tuple(head.genes[i] for i in at)
+
+
+def _targets(
+    prediction: Prediction, kind: Format, output: Path, genes: tuple[str, ...]
+) -> list[tuple[Path, tuple[str, ...]]]:
+    low = output.name.lower()
+    ending = next((e for e in sorted(kind.endings, key=len, reverse=True) if low.endswith(e)), None)
+    is_file = ending is not None and (not output.is_dir() or kind.endings[0].endswith(".zarr"))
+    if is_file:
+        assert ending is not None
+        stem, ending = output.name[: -len(ending)], output.name[-len(ending) :]
+        folder = output.parent
+    else:
+        stem, ending, folder = str(prediction.record.get("slide", {}).get("name") or "map"), kind.endings[0], output
+    if not kind.a_gene:
+        return [(folder / f"{stem}{ending}", genes)]
+    if is_file and len(genes) == 1:
+        return [(output, genes)]
+    return [(folder / f"{stem}.{file_name(gene)}{ending}", (gene,)) for gene in genes]

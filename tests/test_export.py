@@ -1,0 +1,281 @@
+"""Exports, each opened by the library that owns the format, with coordinates checked."""
+
+from __future__ import annotations
+
+import io
+import json
+import xml.etree.ElementTree as ET
+from contextlib import redirect_stderr, redirect_stdout
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import shapely
+
+import napari_peka as peka
+from napari_peka import cli
+from napari_peka.config import PredictConfig
+from napari_peka.core.errors import OutputMismatch, SettingError, StoreError, UnknownName
+from napari_peka.io.export import FORMATS, export
+from napari_peka.io.exports.base import ANNOTATION, annotated
+from napari_peka.io.regions import regions_by_name, write_regions
+
+GENES = ("KRT8", "CD3E")
+
+
+@pytest.fixture(scope="module")
+def slide(tissue_tiff):
+    with peka.open_slide(tissue_tiff) as slide:
+        yield slide
+
+
+@pytest.fixture(scope="module")
+def result(slide, tiny_model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("result") / "case.peka.zarr"
+    peka.predict(slide, tiny_model, output=out, config=PredictConfig(precision="fp32", stride_px=48))
+    return out
+
+
+@pytest.fixture(scope="module")
+def prediction(result):
+    made = peka.read_prediction(result)
+    made.embeddings[3] = np.nan  # as a tile that could not be read
+    made.read_ok[3] = False
+    return made
+
+
+@pytest.fixture
+def regions(prediction):
+    y, x = prediction.tiles.centre_yx.mean(0)
+    return {"all": shapely.box(0, 0, 1e5, 1e5), "middle": shapely.box(x - 400, y - 400, x + 400, y + 400)}
+
+
+def xy(prediction):
+    return prediction.tiles.centre_yx[:, ::-1]
+
+
+def test_anndata_goes_on_in_scanpy(prediction, regions, slide, tmp_path):
+    sc = pytest.importorskip("scanpy")
+    (path,) = export(prediction, "h5ad", tmp_path / "a.h5ad", genes=GENES, regions=regions, slide=slide)
+    adata = anndata.read_h5ad(path)
+    assert list(adata.var_names) == list(GENES)
+    for gene in GENES:
+        np.testing.assert_allclose(adata[:, gene].X.ravel(), prediction.values(gene), atol=1e-4)
+    np.testing.assert_allclose(adata.obsm["spatial"], xy(prediction), atol=1e-9)
+    assert set(adata.obs[ANNOTATION].cat.categories) == {"all", "middle"}
+    assert adata.obs[ANNOTATION].notna().all()
+    (library,) = adata.uns["spatial"]
+    hires = adata.uns["spatial"][library]["images"]["hires"]
+    scale = adata.uns["spatial"][library]["scalefactors"]["tissue_hires_scalef"]
+    assert abs(hires.shape[0] / scale - slide.shape[0]) < 0.5
+    assert adata.uns["napari_peka"]["unit"] == prediction.unit
+    table = sc.get.obs_df(adata, keys=["KRT8", ANNOTATION])
+    means = table.groupby(ANNOTATION, observed=True)["KRT8"].mean()
+    inside = np.array(annotated(prediction.tiles.centre_yx, regions)) == "middle"
+    assert means["middle"] == pytest.approx(np.nanmean(prediction.values("KRT8")[inside]), abs=1e-4)
+
+
+def test_spatialdata_opens_again_and_its_shapes_are_where_the_tiles_are(prediction, regions, slide, tmp_path):
+    sd = pytest.importorskip("spatialdata")
+    (path,) = export(prediction, "spatialdata", tmp_path / "a.zarr", genes=GENES, regions=regions, slide=slide)
+    data = sd.read_zarr(path)
+    assert {name for _, name, _ in data.gen_elements()} == {"tiles", "annotations", "overview", "expression"}
+    centres = data["tiles"].geometry.centroid
+    np.testing.assert_allclose(np.column_stack([centres.x, centres.y]), xy(prediction), atol=1e-6)
+    h, w = prediction.tiles.spec.stride0(prediction.tiles.slide_mpp)
+    np.testing.assert_allclose(data["tiles"].area, h * w)
+    um = sd.transform(data["tiles"], to_coordinate_system="um").geometry.centroid
+    np.testing.assert_allclose(np.column_stack([um.y, um.x]), prediction.tiles.centre_um, atol=1e-6)
+    table = data["expression"]
+    matched = sd.match_table_to_element(data, element_name="tiles", table_name="expression")
+    assert matched.n_obs == len(prediction.tiles)
+    np.testing.assert_allclose(table[:, "CD3E"].X.ravel(), prediction.values("CD3E"), atol=1e-4)
+    extent = sd.get_extent(data["overview"], coordinate_system="global")
+    assert extent["x"] == pytest.approx((0, slide.shape[1]), abs=0.5)
+    assert extent["y"] == pytest.approx((0, slide.shape[0]), abs=0.5)
+    assert data["annotations"].loc["middle"].geometry.equals(regions["middle"])
+
+
+def test_ome_zarr_is_read_by_its_own_reader_and_lies_in_um(prediction, tmp_path):
+    pytest.importorskip("ome_zarr")
+    from ome_zarr.io import parse_url
+    from ome_zarr.reader import Reader
+
+    (path,) = export(prediction, "ome-zarr", tmp_path, genes=GENES)
+    assert path.name.endswith(".ome.zarr")
+    (node, *_) = Reader(parse_url(path))()
+    data = np.asarray(node.data[0])
+    raster = prediction.raster("CD3E")
+    np.testing.assert_allclose(data[1], raster.data, atol=1e-4)
+    assert [a["name"] for a in node.metadata["axes"]] == ["c", "y", "x"]
+    assert node.metadata["channel_names"] == [f"{g} ({prediction.unit})" for g in GENES]
+    transforms = {t["type"]: t for t in node.metadata["coordinateTransformations"][0]}
+    scale, first = (np.array(transforms[k][k][1:]) for k in ("scale", "translation"))
+    rows = prediction.tiles.grid_yx - prediction.tiles.grid_yx.min(0)
+    # the centre of the first level-0 pixel is at 0 µm
+    placed = (rows * scale + first) / prediction.tiles.slide_mpp + 0.5
+    assert np.abs(placed - prediction.tiles.centre_yx).max() < 0.5
+
+
+def test_ome_tiff_says_size_place_and_channels(prediction, tmp_path):
+    import tifffile
+
+    (path,) = export(prediction, "ome-tiff", tmp_path / "a.ome.tif", genes=GENES)
+    with tifffile.TiffFile(path) as file:
+        assert file.is_ome
+        assert file.series[0].axes == "CYX"
+        np.testing.assert_allclose(file.asarray()[0], prediction.raster("KRT8").data, atol=1e-4)
+        root = ET.fromstring(file.ome_metadata)
+    pixels = next(e for e in root.iter() if e.tag.endswith("Pixels"))
+    names = [e.attrib["Name"] for e in root.iter() if e.tag.endswith("Channel")]
+    planes = [e.attrib for e in root.iter() if e.tag.endswith("}Plane")]
+    scale, first = prediction.raster("KRT8").place_um(prediction.tiles.slide_mpp)
+    assert (float(pixels.attrib["PhysicalSizeY"]), float(pixels.attrib["PhysicalSizeX"])) == pytest.approx(scale)
+    assert pixels.attrib["PhysicalSizeXUnit"] == "µm"
+    assert names == [f"{g} ({prediction.unit})" for g in GENES]
+    assert [(float(p["PositionY"]), float(p["PositionX"])) for p in planes] == [pytest.approx(first)] * 2
+
+
+def test_geojson_has_simple_closed_rings_where_the_tiles_are(prediction, regions, tmp_path):
+    (path,) = export(prediction, "geojson", tmp_path / "a.geojson", genes=GENES, regions=regions)
+    features = json.loads(path.read_text())["features"]
+    kinds = [f["properties"]["objectType"] for f in features]
+    assert kinds == ["annotation"] * 2 + ["tile"] * len(prediction.tiles)
+    tiles = features[2:]
+    made = [shapely.geometry.shape(f["geometry"]) for f in tiles]
+    assert all(g.is_valid and g.exterior.is_simple and g.exterior.is_ring for g in made)
+    assert all(f["geometry"]["coordinates"][0][0] == f["geometry"]["coordinates"][0][-1] for f in tiles)
+    centres = np.array([(g.centroid.x, g.centroid.y) for g in made])
+    assert np.abs(centres - xy(prediction)).max() < 0.02
+    assert len({f["id"] for f in features}) == len(features)
+    key = f"KRT8 ({prediction.unit})"
+    said = [f["properties"]["measurements"].get(key, np.nan) for f in tiles]
+    np.testing.assert_allclose(said, prediction.values("KRT8"), atol=1e-4)
+    assert tiles[3]["properties"]["measurements"] == {}
+    assert tiles[0]["properties"]["metadata"][ANNOTATION] in regions
+    back = regions_by_name(path)  # tiles are areas too, but the names are there
+    assert back["middle"].equals(regions["middle"])
+
+
+def test_csv_is_a_row_a_tile(prediction, regions, tmp_path):
+    (path,) = export(prediction, "csv", tmp_path / "a.csv", genes=GENES, regions=regions)
+    table = pd.read_csv(path)
+    assert list(table.columns) == ["tile", "x", "y", "x_um", "y_um", "row", "col", "read_ok", ANNOTATION, *GENES]
+    np.testing.assert_allclose(table[["x", "y"]], xy(prediction), atol=0.01)
+    np.testing.assert_allclose(table[["y_um", "x_um"]], prediction.tiles.centre_um, atol=0.01)
+    np.testing.assert_allclose(table["KRT8"], prediction.values("KRT8"), atol=1e-4)
+    assert not table["read_ok"][3]
+    assert np.isnan(table["KRT8"][3])
+
+
+@pytest.mark.parametrize("with_slide", [True, False])
+def test_figures_with_and_without_the_slide(prediction, slide, tmp_path, with_slide):
+    from PIL import Image
+
+    shown = slide if with_slide else None
+    (png,) = export(prediction, "png", tmp_path / "a.png", genes=GENES[:1], slide=shown)
+    with Image.open(png) as image:
+        assert image.width > image.height if with_slide else image.width < 2 * image.height
+        assert len(set(image.convert("L").resize((64, 64)).tobytes())) > 10
+    both = export(prediction, "svg", tmp_path / "b.svg", genes=GENES, slide=shown)
+    assert [p.name for p in both] == ["b.KRT8.svg", "b.CD3E.svg"]
+    assert ET.parse(both[0]).getroot().tag.endswith("svg")
+
+
+def test_a_folder_gets_files_named_after_the_slide_and_without_genes_the_best_are_taken(prediction, tmp_path):
+    assert [p.name for p in export(prediction, "png", tmp_path / "new" / "folder")] == ["tissue.ERBB2.png"]
+    (path,) = export(prediction, "ome-tiff", tmp_path)
+    import tifffile
+
+    assert tifffile.imread(path).shape[0] == len(prediction.genes)
+    (path,) = prediction.export(tmp_path, "csv")
+    assert path.name == "tissue.csv"
+    assert list(pd.read_csv(path).columns)[-5:] == list(prediction.genes)
+
+
+@pytest.mark.parametrize("to", sorted(FORMATS))
+def test_what_is_there_is_replaced_when_told_and_else_left_alone(prediction, tmp_path, to):
+    if to in ("spatialdata", "ome-zarr"):
+        pytest.importorskip("spatialdata")
+    target = tmp_path / f"a{FORMATS[to].endings[0]}"
+    export(prediction, to, target, genes=GENES[:1])
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(OutputMismatch, match="is there already"):
+        export(prediction, to, target, genes=GENES[1:])
+    export(prediction, to, target, genes=GENES[1:], overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("to", ["spatialdata", "ome-zarr"])
+def test_a_folder_of_somebody_else_is_never_replaced(prediction, result, tmp_path, to):
+    pytest.importorskip("spatialdata")
+    with pytest.raises(StoreError, match="is no export of napari-peka"):
+        export(prediction, to, result, genes=GENES, overwrite=True)  # not even the result itself
+    assert peka.read_prediction(result).genes == prediction.genes
+    thesis = tmp_path / "thesis.zarr"
+    thesis.mkdir()
+    (thesis / "thesis.docx").write_text("years of work")
+    with pytest.raises(StoreError, match="is not replaced"):
+        export(prediction, to, thesis, genes=GENES, overwrite=True)
+    assert (thesis / "thesis.docx").exists()
+
+
+def test_a_full_disk_leaves_nothing(prediction, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pandas.DataFrame.to_csv", full)
+    with pytest.raises(StoreError, match="the disk is full"):
+        export(prediction, "csv", tmp_path / "a.csv", genes=GENES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_input_is_one_sentence(prediction, tmp_path, monkeypatch):
+    with pytest.raises(SettingError, match="did you mean geojson"):
+        export(prediction, "geojsn", tmp_path)
+    with pytest.raises(UnknownName, match="did you mean KRT8"):
+        export(prediction, "csv", tmp_path, genes=["KRT88"])
+    with pytest.raises(SettingError, match="no gene was named"):
+        export(prediction, "csv", tmp_path, genes=[])
+    many = FORMATS["csv"].__class__("csv", (".csv",), "", FORMATS["csv"].write, most_values=10)
+    monkeypatch.setitem(FORMATS, "csv", many)
+    with pytest.raises(SettingError, match="too many for csv: name the genes"):
+        export(prediction, "csv", tmp_path)
+    monkeypatch.setitem(__import__("sys").modules, "ome_zarr.writer", None)
+    with pytest.raises(SettingError, match=r"pip install 'napari-peka\[export\]'"):
+        export(prediction, "ome-zarr", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_regions_within_regions_the_smallest_counts():
+    outer, inner = shapely.box(0, 0, 100, 100), shapely.box(10, 20, 30, 40)
+    centre_yx = np.array([[30.0, 20.0], [20.0, 60.0], [200.0, 20.0], [30.0, 5.0]])
+    assert annotated(centre_yx, {"inner": inner, "outer": outer}) == ["inner", "outer", None, "outer"]
+    assert annotated(centre_yx, {}) == [None] * 4
+
+
+def run(*args, code=0):
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        cli.main([str(a) for a in args])
+    assert ended.value.code == code, err.getvalue()
+    return out.getvalue(), err.getvalue().splitlines()
+
+
+def test_the_command_writes_and_says_what(result, regions, tissue_tiff, tmp_path):
+    write_regions(tmp_path / "r.geojson", regions)
+    args = ["export", result, "--to", "h5ad", "-o", tmp_path / "a.h5ad", "--genes", "KRT8, CD3E"]
+    out, _ = run(*args, "--regions", tmp_path / "r.geojson", "--slide", tissue_tiff, "--json")
+    data = json.loads(out)
+    assert set(data) == {"result", "to", "files", "tiles", "unit", "warnings"}
+    assert data["files"] == [str(tmp_path / "a.h5ad")]
+    assert list(anndata.read_h5ad(tmp_path / "a.h5ad").var_names) == ["KRT8", "CD3E"]
+    _, err = run(*args, code=2)
+    assert err[-1].startswith("error: ")
+    assert "is there already" in err[-1]
+    _, err = run("export", result, "--to", "xlsx", "-o", tmp_path / "x", code=2)
+    assert "there are h5ad, spatialdata" in err[-1]
+    _, err = run("export", tmp_path / "none.peka.zarr", "--to", "csv", "-o", tmp_path / "x", code=1)
+    assert "there is no result" in err[-1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5ad", "r.geojson"]
