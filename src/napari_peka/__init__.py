@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from napari_peka.core.errors import PekaError
     from napari_peka.infer.tissue import find_tissue
     from napari_peka.io.figure import write_map
-    from napari_peka.io.regions import read_regions
+    from napari_peka.io.regions import read_regions, regions_by_name
     from napari_peka.io.registration import fit_affine
     from napari_peka.io.sample import sample_section, sample_sections, sample_slide
     from napari_peka.io.section import Section, read_section, read_sections
     from napari_peka.io.slide import Slide, open_slide
+    from napari_peka.io.statistics import compare_regions, gene_set_score, gene_table, read_gene_sets, region_table
     from napari_peka.io.store import Prediction, read_prediction
     from napari_peka.models.zoo import load_model
     from napari_peka.training.evaluate import EvaluationReport, read_report
@@ -39,20 +40,26 @@ _FACE = {
     "Slide": "io.slide",
     "TrainConfig": "config",
     "benchmark": "workflows.benchmark",
+    "compare_regions": "io.statistics",
     "evaluate": "workflows.evaluate",
     "find_tissue": "infer.tissue",
     "fit_affine": "io.registration",
+    "gene_set_score": "io.statistics",
+    "gene_table": "io.statistics",
     "load_forward": "workflows.predict",
     "load_model": "models.zoo",
     "open_slide": "io.slide",
     "plan_tiles": "workflows.predict",
     "predict": "workflows.predict",
     "read_prediction": "io.store",
+    "read_gene_sets": "io.statistics",
     "read_regions": "io.regions",
     "read_report": "training.evaluate",
     "read_section": "io.section",
     "read_sections": "io.section",
     "refit": "workflows.refit",
+    "region_table": "io.statistics",
+    "regions_by_name": "io.regions",
     "sample_section": "io.sample",
     "sample_sections": "io.sample",
     "sample_slide": "io.sample",
@@ -62,11 +69,12 @@ _FACE = {
 }
 
 __all__ = [
-    "BenchmarkConfig", "EvaluateConfig", "EvaluationReport", "PekaError", "PredictConfig", "Prediction", "RefitConfig",
-    "Section", "Slide", "TrainConfig", "benchmark", "evaluate", "find_tissue", "fit_affine", "load_forward",
-    "load_model", "open_slide", "plan_tiles", "predict", "read_prediction", "read_regions", "read_report",
-    "read_section", "read_sections", "refit", "sample_section", "sample_sections", "sample_slide", "train",
-    "with_model", "write_map",
+    "BenchmarkConfig", "EvaluateConfig", "EvaluationReport", "PekaError", "PredictConfig", "Prediction",
+    "RefitConfig", "Section", "Slide", "TrainConfig", "benchmark", "compare_regions", "evaluate", "find_tissue",
+    "fit_affine", "gene_set_score", "gene_table", "load_forward", "load_model", "open_slide", "plan_tiles", "predict",
+    "read_gene_sets", "read_prediction", "read_regions", "read_report", "read_section", "read_sections", "refit",
+    "region_table", "regions_by_name", "sample_section", "sample_sections", "sample_slide", "train", "with_model",
+    "write_map",
 ]  # fmt: skip
 
 

@@ -40,6 +40,8 @@ class GeneHead:
         Held-out Pearson correlation of each gene, shape ``(n_genes,)``; NaN where it was not measured.
     context_um
         Radius in µm of the neighbours whose mean embedding is read as well (see `core.neighbours`); None: no context.
+    attainable_pcc
+        Noise ceiling of `pcc`: what a perfect prediction would reach, shape ``(n_genes,)``; NaN where unknown.
     """
 
     weights: npt.NDArray[np.float32]
@@ -49,6 +51,7 @@ class GeneHead:
     gene_ids: tuple[str, ...] = ()
     pcc: npt.NDArray[np.float32] | None = None
     context_um: float | None = None
+    attainable_pcc: npt.NDArray[np.float32] | None = None
     _index: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -57,7 +60,9 @@ class GeneHead:
             raise ValueError(
                 f"a head of {d} x {g} weights needs {g} biases and names, got {self.bias.shape} and {len(self.genes)}"
             )
-        for name, values in (("gene_ids", self.gene_ids), ("pcc", self.pcc)):
+        for name, values in (
+            ("gene_ids", self.gene_ids), ("pcc", self.pcc), ("attainable_pcc", self.attainable_pcc),
+        ):  # fmt: skip
             if values is not None and len(values) not in ((0, g) if name == "gene_ids" else (g,)):
                 raise ValueError(f"{name} must have one entry per gene ({g}), got {len(values)}")
         if self.context_um is not None and (d % 2 or not self.context_um > 0):

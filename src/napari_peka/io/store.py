@@ -330,10 +330,10 @@ def read_prediction(path: Path | str) -> Prediction:
         weights = np.ascontiguousarray(np.asarray(adata.varm[WEIGHTS], np.float32).T)
         var = adata.var
         ids = tuple(var["gene_ids"].astype(str)) if "gene_ids" in var else ()
-        pcc = var["pcc"].to_numpy(np.float32) if "pcc" in var else None
+        pcc, ceiling = (var[k].to_numpy(np.float32) if k in var else None for k in ("pcc", "attainable_pcc"))
         head = GeneHead(
             weights, var["bias"].to_numpy(np.float32), tuple(map(str, var.index)), record["unit"], ids, pcc,
-            record.get("context_um"),
+            record.get("context_um"), ceiling,
         )  # fmt: skip
         grid = adata.obs[["row", "col"]].to_numpy(np.int32) if "row" in adata.obs else None
         tiles = TileTable(
@@ -363,8 +363,9 @@ def _anndata(tiles: TileTable, head: GeneHead, read_ok: npt.NDArray[np.bool_], r
     var = pd.DataFrame({"bias": head.bias}, index=pd.Index(list(head.genes), dtype=str))
     if head.gene_ids:
         var["gene_ids"] = list(head.gene_ids)
-    if head.pcc is not None:
-        var["pcc"] = head.pcc
+    for name in ("pcc", "attainable_pcc"):
+        if (values := getattr(head, name)) is not None:
+            var[name] = values
     library = str(record["slide"]["name"])
     spot = float(np.mean(tiles.spec.footprint0(tiles.slide_mpp)))
     return anndata.AnnData(

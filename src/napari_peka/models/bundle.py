@@ -204,7 +204,8 @@ def _model(raw: dict[str, bytes], path: Path) -> Model:
     carried = {k: tensors.pop(k) for k in list(tensors) if k.startswith(CARRIED)}
     h = spec.head
     pcc = _per_gene(h.pcc, len(h.genes)) if h.pcc else None
-    head = GeneHead(weights, bias, tuple(h.genes), h.unit, tuple(h.gene_ids), pcc, h.context_um)
+    ceiling = _per_gene(h.attainable_pcc, len(h.genes)) if h.attainable_pcc else None
+    head = GeneHead(weights, bias, tuple(h.genes), h.unit, tuple(h.gene_ids), pcc, h.context_um, ceiling)
     return Model(spec, head, tensors, str(path), *_digests(spec, head, tensors), dropped, carried)
 
 
