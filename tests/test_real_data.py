@@ -34,6 +34,7 @@ def sections(shared_data):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # 732 spots and a whole map, four rotations each, on whatever cores are there
 def test_the_demos_recipe_predicts_a_section_that_was_left_out(sections, tmp_path):
     """What the card says of sections left out is met by one that is left out here, on its spots and on a map."""
     spec = importlib.util.spec_from_file_location("train_demo", REPO / "scripts" / "train_demo.py")
