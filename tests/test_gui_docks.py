@@ -23,6 +23,7 @@ from napari_peka.core.errors import StoreError
 from napari_peka.core.progress import JobProgress
 from napari_peka.gui import layers
 from napari_peka.gui.explore_widget import ExploreWidget
+from napari_peka.gui.gene_model import MEASURES
 from napari_peka.gui.predict_widget import PredictWidget, default_folder
 from napari_peka.gui.run_panel import TICK_MS, RunPanel
 
@@ -222,7 +223,7 @@ def test_predict_cancel_resume_explore(viewer, predict, slowly, qtbot, tmp_path)
 
 def explore_story(viewer, explore, heat, qtbot) -> None:
     assert explore.map.layer() is heat
-    assert explore.shown.rowCount() == 5
+    assert explore.genes.rowCount() == 5
     assert heat.colorbar.visible
     assert heat.name_overlay.visible
 
@@ -236,7 +237,7 @@ def explore_story(viewer, explore, heat, qtbot) -> None:
     assert "colours from 0.5 to 1.25" in explore.about.text()
 
     qtbot.keyClicks(explore.search, "col1")
-    assert explore.shown.rowCount() == 1
+    assert explore.genes.rowCount() == 1
     qtbot.keyClick(explore.search, Qt.Key.Key_Return)
     wait_for(qtbot, lambda: layers.gene_of(heat) == "COL1A1")
     assert len(viewer.layers) == 2, "one layer for all genes"
@@ -508,9 +509,47 @@ def test_a_search_begins_at_the_best_gene(viewer, qtbot, tmp_path, sample):
     dock.resize(340, 500)
     dock.show()
     qtbot.keyClicks(dock.search, "c")
-    assert dock.shown.rowCount() > 100
+    assert dock.genes.rowCount() > 100
     assert dock.table.rowAt(0) == 0
     assert dock.table.height() >= 180
+
+
+def test_genes_are_ordered_by_what_they_do_on_this_map(viewer, qtbot, tmp_path, sample):
+    import napari_peka as peka
+
+    with peka.open_slide(sample) as slide:
+        prediction = peka.predict(
+            slide, peka.load_model("demo"), output=tmp_path / "s.peka.zarr", config=peka.PredictConfig(device="cpu")
+        )
+    data, settings, _ = layers.heatmap_layer(prediction, "ERBB2")
+    heat = viewer.add_image(data, **settings)
+    dock = ExploreWidget(viewer)
+    qtbot.addWidget(dock)
+    dock.resize(340, 500)
+    dock.show()
+    assert dock.gene() == "ERBB2"
+    table = peka.gene_table(prediction)
+    for name in ("spatial structure", "mean on this map", "share of attainable"):
+        column = MEASURES[name].column
+        dock.order.setCurrentText(name)
+        wanted = table[column].sort_values(ascending=False)
+        wait_for(qtbot, lambda wanted=wanted: dock.genes.data(dock.genes.index(0, 0)) == wanted.index[0])
+        assert dock.genes.data(dock.genes.index(0, 1)) == MEASURES[name].text.format(wanted.iloc[0])
+        assert dock.genes.headerData(1, Qt.Orientation.Horizontal) == MEASURES[name].title
+        assert dock.gene() == "ERBB2"  # the one that is picked stays picked, and its map as it is
+    assert layers.gene_of(heat) == "ERBB2"
+    shown = [dock.genes.data(dock.genes.index(i, 1)) for i in (0, len(prediction.genes) - 1)]
+    assert shown[1] == "–"  # no ceiling worth a share: last, whichever way
+    dock.table.sortByColumn(1, Qt.SortOrder.AscendingOrder)
+    assert dock.genes.data(dock.genes.index(len(prediction.genes) - 1, 1)) == "–"
+    dock.search.setText("ERBB")
+    assert dock.gene() == "ERBB2"
+    dock.search.setText("KRT8")
+    assert dock.gene() is None
+    dock.search.clear()
+    assert dock.gene() == "ERBB2"
+    viewer.layers.remove(heat)
+    assert dock.genes.rowCount() == 0
 
 
 def test_maps_of_two_slides_are_told_apart(viewer, qtbot, tiny_model, sample, tissue_tiff):

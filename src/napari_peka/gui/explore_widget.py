@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from qtpy.compat import isalive
-from qtpy.QtCore import QAbstractTableModel, QModelIndex, QSortFilterProxyModel, Qt, QTimer
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QCheckBox,
+    QComboBox,
     QFileDialog,
     QFormLayout,
     QHeaderView,
@@ -24,99 +27,19 @@ from qtpy.QtWidgets import (
 
 from napari_peka.core.errors import PekaError
 from napari_peka.gui import layers
-from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, notice, with_button
+from napari_peka.gui.aside import Aside
+from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, notice, slim, with_button
+from napari_peka.gui.gene_model import GENE, MEASURES, PCC, TRUST, VALUE, GeneModel
 from napari_peka.gui.run_panel import sentence
 from napari_peka.io.figure import trust_text
+from napari_peka.io.statistics import gene_table
 
 #: ms to wait for the next key before a gene is computed: held arrow keys move the row, not the map
 SETTLE_MS = 60
 #: px; seven rows, also where another dock takes the height
 TABLE_HEIGHT = 180
-GENE, PCC, TRUST = range(3)
-_TITLES = ("Gene", "PCC", "Trust")
-_TIPS = (
-    "Gene symbol; Ensembl ids can be searched too",
-    "Pearson correlation of predicted and measured expression on sections that were left out of training (no unit)",
-    "The correlation in words: good from 0.5, fair from 0.3, weak from 0.15",
-)
-_SORT = Qt.ItemDataRole.UserRole
-
-
-class GeneModel(QAbstractTableModel):
-    """The genes of a head, a row each. Nothing is computed but the cells that are looked at."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._head: Any = None
-
-    def show(self, head: Any) -> None:
-        """Show the genes of another head."""
-        self.beginResetModel()
-        self._head = head
-        self.endResetModel()
-
-    def rowCount(self, parent: QModelIndex = QModelIndex()) -> int:  # noqa: B008 - Qt's signature
-        """Return the number of genes."""
-        return 0 if self._head is None or parent.isValid() else len(self._head.genes)
-
-    def columnCount(self, parent: QModelIndex = QModelIndex()) -> int:  # noqa: B008 - Qt's signature
-        """Return 3."""
-        return len(_TITLES)
-
-    def headerData(self, section: int, orientation: Any, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
-        """Return title and tooltip of a column."""
-        if orientation != Qt.Orientation.Horizontal:
-            return None
-        return {Qt.ItemDataRole.DisplayRole: _TITLES, Qt.ItemDataRole.ToolTipRole: _TIPS}.get(role, (None,) * 3)[
-            section
-        ]
-
-    def data(self, index: QModelIndex, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
-        """Return a cell."""
-        row, column = index.row(), index.column()
-        pcc = self.pcc(row)
-        if role == _SORT:
-            return self._head.genes[row] if column == GENE else -2.0 if pcc is None else pcc
-        if role == Qt.ItemDataRole.DisplayRole:
-            shown = (self._head.genes[row], "–" if pcc is None else f"{pcc:.2f}", _word(pcc))
-            return shown[column]
-        if role == Qt.ItemDataRole.ToolTipRole:
-            gene_id = self._head.gene_ids[row] if self._head.gene_ids else ""
-            return f"{self._head.genes[row]} {gene_id}".strip() + f": {trust_text(pcc)}"
-        if role == Qt.ItemDataRole.TextAlignmentRole and column == PCC:
-            return int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
-        return None
-
-    def pcc(self, row: int) -> float | None:
-        """Return a gene's held-out correlation, or None."""
-        if self._head.pcc is None or not np.isfinite(self._head.pcc[row]):
-            return None
-        return float(self._head.pcc[row])
-
-    def matches(self, row: int, text: str) -> bool:
-        """Whether a gene's symbol contains `text`, or its Ensembl id begins with it; any case."""
-        ids = self._head.gene_ids
-        return text in self._head.genes[row].casefold() or (bool(ids) and ids[row].casefold().startswith(text))
-
-
-class GeneFilter(QSortFilterProxyModel):
-    """Sorts and filters the genes."""
-
-    def __init__(self, genes: GeneModel) -> None:
-        super().__init__()
-        self._genes, self._text = genes, ""
-        self.setSourceModel(genes)
-        self.setSortRole(_SORT)
-        self.setSortCaseSensitivity(Qt.CaseSensitivity.CaseInsensitive)
-
-    def search(self, text: str) -> None:
-        """Keep the genes that match."""
-        self._text = text.strip().casefold()
-        self.invalidate()
-
-    def filterAcceptsRow(self, row: int, parent: QModelIndex) -> bool:
-        """Whether a gene is kept."""
-        return not self._text or self._genes.matches(row, self._text)
+#: ms after which the numbers of a map that still grows are taken again
+AGAIN_MS = 5000
 
 
 class ExploreWidget(QWidget):
@@ -132,9 +55,17 @@ class ExploreWidget(QWidget):
         super().__init__()
         self.viewer = napari_viewer
         self._head: Any = None
+        self._told: Any = None
         self._settle = QTimer(self)
         self._settle.setSingleShot(True)
         self._settle.setInterval(SETTLE_MS)
+        self._numbers = Aside(self)
+        self._numbers.done.connect(self._tell)
+        self._numbers.failed.connect(self._fail)
+        self._again = QTimer(self)
+        self._again.setSingleShot(True)
+        self._again.setInterval(AGAIN_MS)
+        self._again.timeout.connect(self._ask_numbers)
         self._build()
         self._map_changed()
 
@@ -148,9 +79,11 @@ class ExploreWidget(QWidget):
         self.search.setPlaceholderText("search a gene")
         self.search.setToolTip("Part of a symbol, or an Ensembl id")
         self.search.setClearButtonEnabled(True)
+        self.order = slim(QComboBox())
+        self.order.addItems(list(MEASURES))
+        self.order.setToolTip("What the table shows of each gene, and orders by")
         self.genes = GeneModel()
-        self.shown = GeneFilter(self.genes)
-        self.table = _table(self.shown)
+        self.table = _table(self.genes)
         self.about = Text()
         self.error = Text("color: #d9534f;")
         self.error.hide()
@@ -164,6 +97,7 @@ class ExploreWidget(QWidget):
         self._lay_out()
         self.map.changed.connect(self._map_changed)
         self.open_button.clicked.connect(self._browse)
+        self.order.currentTextChanged.connect(self._order_changed)
         self.search.textChanged.connect(self._search)
         self.search.returnPressed.connect(self._first)
         self.table.selectionModel().currentRowChanged.connect(self._row_changed)
@@ -175,6 +109,7 @@ class ExploreWidget(QWidget):
     def _lay_out(self) -> None:
         top = QFormLayout()
         top.addRow("Map", with_button(self.map, self.open_button))
+        top.addRow("Order by", self.order)
         low = QFormLayout()
         low.addRow("Opacity", self.opacity)
         low.addRow("", self.bar)
@@ -193,25 +128,62 @@ class ExploreWidget(QWidget):
     def _map_changed(self) -> None:
         layer = self.map.layer()
         prediction = layers.prediction_of(layer)
-        for widget in (self.search, self.table, self.opacity, self.bar):
+        for widget in (self.order, self.search, self.table, self.opacity, self.bar):
             widget.setEnabled(prediction is not None)
         bad = 0 if prediction is None else prediction.n_unreadable
         self.unreadable.setVisible(bad > 0)
         self.unreadable.setText(f"show {bad} unreadable tiles")
         self._quietly(self.unreadable, any(layers.shows_unreadable(x, prediction) for x in self.viewer.layers))
         if prediction is None:
-            self._head = None
+            self._head = self._told = None
+            self._numbers.forget()
             self.genes.show(None)
             self.about.setText("Predict a map or open a result to begin.")
             return
-        if self._head is not prediction.head:
-            self._head = prediction.head
+        if self._told is not prediction:
+            self._told, self._head = prediction, prediction.head
             self.genes.show(prediction.head)
+            self._ask_numbers()
         layer.events.contrast_limits.connect(self._colours_changed)  # a second connection is the first one
         self._quietly(self.opacity, round(layer.opacity * 100))
         layers.show_colour_bar(layer)
         self.bar.setChecked(True)
         self._select(layers.gene_of(layer) or prediction.genes[0])
+
+    def _order_changed(self, name: str) -> None:
+        with self._keeping():
+            self.genes.measure(name)
+            self.table.sortByColumn(VALUE, Qt.SortOrder.DescendingOrder)
+        self._ask_numbers()
+
+    def _ask_numbers(self) -> None:
+        """Have the map's numbers taken, where some are shown; again after a while if the map still grows."""
+        prediction = layers.prediction_of(self.map.layer())
+        if prediction is None or self.order.currentText() == PCC:
+            return
+        known = np.isfinite(prediction.embeddings[:, 0])
+        if known.any():
+            self._numbers.ask(lambda: (prediction, gene_table(prediction)))
+        if not known[prediction.read_ok].all():
+            self._again.start()
+
+    def _tell(self, found: Any) -> None:
+        prediction, table = found
+        if prediction is layers.prediction_of(self.map.layer()):
+            with self._keeping():
+                self.genes.tell(table)
+
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """Keep the gene that is picked, wherever its row goes: its map does not change."""
+        gene = self.gene() or layers.gene_of(self.map.layer())
+        selection = self.table.selectionModel()
+        selection.blockSignals(True)
+        yield
+        if gene is not None and self._head is not None:
+            self._point_at(gene)
+        selection.blockSignals(False)
+        self.table.viewport().update()
 
     def _quietly(self, widget: QSlider | QCheckBox, value: int | bool) -> None:
         widget.blockSignals(True)
@@ -246,8 +218,8 @@ class ExploreWidget(QWidget):
         index = self.table.currentIndex()
         if not index.isValid() or self._head is None:
             return None
-        gene: str = self._head.genes[self.shown.mapToSource(index).row()]
-        return gene
+        at = self.genes.gene_at(index.row())
+        return None if at is None else str(self._head.genes[at])
 
     def pick(self, gene: str) -> None:
         """Show a gene, as if its row had been picked; an unknown one is said in the error line."""
@@ -262,18 +234,23 @@ class ExploreWidget(QWidget):
             self._fail(e)
 
     def _select(self, gene: str) -> None:
-        row = self._head.index(gene)
-        index = self.shown.mapFromSource(self.genes.index(row, GENE))
-        if index.isValid():
+        self._point_at(gene)
+        self._describe(self._head.index(gene))
+
+    def _point_at(self, gene: str) -> None:
+        row = self.genes.row_of(self._head.index(gene))
+        if row is not None:
+            index = self.genes.index(row, GENE)
             self.table.setCurrentIndex(index)
             self.table.scrollTo(index, QAbstractItemView.ScrollHint.PositionAtCenter)
-        self._describe(row)
 
     def _search(self, text: str) -> None:
         self._fail(None)
-        self.shown.search(text)
-        self.table.scrollToTop()
-        if not self.shown.rowCount() and self._head is not None:
+        with self._keeping():
+            self.genes.search(text)
+        if text:
+            self.table.scrollToTop()
+        if not self.genes.rowCount() and self._head is not None:
             try:
                 self._head.index(text)
             except PekaError as e:
@@ -283,8 +260,8 @@ class ExploreWidget(QWidget):
         self._settle.start()
 
     def _first(self) -> None:
-        if self.shown.rowCount():
-            self.table.setCurrentIndex(self.shown.index(0, GENE))
+        if self.genes.rowCount():
+            self.table.setCurrentIndex(self.genes.index(0, GENE))
 
     def _show_gene(self) -> None:
         layer, gene = self.map.layer(), self.gene()
@@ -341,26 +318,21 @@ class ExploreWidget(QWidget):
             self.viewer.add_image(data, **settings)
 
 
-def _word(pcc: float | None) -> str:
-    text = trust_text(pcc)
-    return text[text.index("(") + 1 : -1] if text.endswith(")") else "not measured"
-
-
-def _table(model: GeneFilter) -> QTableView:
+def _table(model: GeneModel) -> QTableView:
     table = QTableView()
     table.setModel(model)
     table.setMinimumHeight(TABLE_HEIGHT)
     table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
     table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
     table.setSortingEnabled(True)
-    table.sortByColumn(PCC, Qt.SortOrder.DescendingOrder)
+    table.sortByColumn(VALUE, Qt.SortOrder.DescendingOrder)
     table.setShowGrid(False)
     table.verticalHeader().hide()
     table.verticalHeader().setDefaultSectionSize(22)
     header = table.horizontalHeader()
     header.setSectionResizeMode(GENE, QHeaderView.ResizeMode.Stretch)
     # fixed widths: fitting to contents would measure 18,000 rows
-    for column, width in ((PCC, 56), (TRUST, 96)):
+    for column, width in ((VALUE, 60), (TRUST, 96)):
         header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
         header.resizeSection(column, width)
     return table

@@ -1,0 +1,185 @@
+"""The genes of a map as a table that is filtered and ordered at once, however many there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from qtpy.QtCore import QAbstractTableModel, QModelIndex, Qt
+
+from napari_peka.io.figure import trust_text
+
+GENE, VALUE, TRUST = range(3)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of each gene.
+
+    Parameters
+    ----------
+    column
+        Of :func:`napari_peka.io.statistics.gene_table`.
+    title, text, what
+        Of the table's column, of a cell (a format), and of the tooltip.
+    """
+
+    column: str
+    title: str
+    text: str
+    what: str
+
+
+PCC = "held-out PCC"
+MEASURES = {
+    PCC: Measure("pcc", "PCC", "{:.2f}", "Pearson correlation of predicted and measured expression on sections that "
+                 "were left out of training (no unit)"),
+    "share of attainable": Measure("share_of_attainable", "of att.", "{:.0%}", "Held-out PCC as a share of what the "
+                                   "noise of the measurement lets any model reach"),
+    "mean on this map": Measure("mean", "Mean", "{:.2f}", "Mean of the predicted values over the tiles, in the map's "
+                                "unit"),
+    "spread on this map": Measure("sd", "SD", "{:.2f}", "Standard deviation of the predicted values, in the map's "
+                                  "unit"),
+    "spatial structure": Measure("moran", "Moran", "{:.2f}", "Moran's I of the predicted map, -1 to 1: about 0 where "
+                                 "nothing lies together"),
+}  # fmt: skip
+_TIPS = {
+    GENE: "Gene symbol; Ensembl ids can be searched too",
+    TRUST: "The held-out correlation in words: good from 0.5, fair from 0.3, weak from 0.15",
+}
+
+
+class Genes:
+    """Which genes are shown, in which order: numbers and names only, no Qt."""
+
+    def __init__(self, head: Any = None) -> None:
+        self.head = head
+        self.numbers: dict[str, npt.NDArray[np.float64]] = {}
+        n = 0 if head is None else len(head.genes)
+        self._folded = [] if head is None else [g.casefold() for g in head.genes]
+        self._ids = [] if head is None or not head.gene_ids else [g.casefold() for g in head.gene_ids]
+        pcc = np.full(n, np.nan) if head is None or head.pcc is None else np.asarray(head.pcc, float)
+        self.numbers["pcc"] = pcc
+        self.rows: npt.NDArray[np.intp] = np.arange(n)
+
+    def arrange(self, text: str, column: str | None, descending: bool) -> None:
+        """Keep the genes that match a text and order them by a number, or by name where `column` is None.
+
+        A symbol matches that contains the text, an Ensembl id that begins with it; any case. What has no number comes
+        last either way.
+        """
+        kept = np.arange(len(self._folded))
+        if wanted := text.strip().casefold():
+            hits = [i for i, gene in enumerate(self._folded) if wanted in gene]
+            hits += [i for i, gene in enumerate(self._ids) if gene.startswith(wanted)]
+            kept = np.unique(np.array(hits, np.intp))
+        if column is None:
+            kept = np.array(sorted(kept.tolist(), key=self._folded.__getitem__, reverse=descending), np.intp)
+        else:
+            values = self.number(column)[kept]
+            kept = kept[np.argsort(-values if descending else values, kind="stable")]  # NaN comes last
+        self.rows = kept.astype(np.intp)
+
+    def number(self, column: str) -> npt.NDArray[np.float64]:
+        """Return a number of every gene; NaN while it is not known."""
+        return self.numbers.get(column, np.full(len(self._folded), np.nan))
+
+
+class GeneModel(QAbstractTableModel):
+    """The genes of a head, a row each: symbol, a number, and trust in words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._genes = Genes()
+        self._measure = MEASURES[PCC]
+        self._text = ""
+        self._column, self._order = VALUE, Qt.SortOrder.DescendingOrder
+
+    def show(self, head: Any) -> None:
+        """Show the genes of another head; None: none."""
+        self._genes = Genes(head)
+        self._arrange()
+
+    def tell(self, table: Any) -> None:
+        """Take the numbers of the map's genes, from :func:`gene_table`."""
+        self._genes.numbers |= {name: np.asarray(table[name], float) for name in table if name != "gene_id"}
+        self._arrange()
+
+    def measure(self, name: str) -> None:
+        """Show and order by another number, one of :data:`MEASURES`."""
+        self._measure = MEASURES[name]
+        self._arrange()
+
+    def search(self, text: str) -> None:
+        """Keep the genes that match."""
+        self._text = text
+        self._arrange()
+
+    def sort(self, column: int, order: Qt.SortOrder = Qt.SortOrder.AscendingOrder) -> None:
+        """Order the genes by a column."""
+        self._column, self._order = column, order
+        self._arrange()
+
+    def gene_at(self, row: int) -> int | None:
+        """Return the number of the gene in a row, or None."""
+        return int(self._genes.rows[row]) if 0 <= row < len(self._genes.rows) else None
+
+    def row_of(self, gene: int) -> int | None:
+        """Return the row of a gene, or None when it is not among those that are kept."""
+        hits = np.flatnonzero(self._genes.rows == gene)
+        return int(hits[0]) if len(hits) else None
+
+    def pcc(self, gene: int) -> float | None:
+        """Return a gene's held-out correlation, or None."""
+        value = float(self._genes.numbers["pcc"][gene])
+        return value if np.isfinite(value) else None
+
+    def rowCount(self, parent: QModelIndex = QModelIndex()) -> int:  # noqa: B008 - Qt's signature
+        """Return the number of genes that are kept."""
+        return 0 if parent.isValid() else len(self._genes.rows)
+
+    def columnCount(self, parent: QModelIndex = QModelIndex()) -> int:  # noqa: B008 - Qt's signature
+        """Return 3."""
+        return 3
+
+    def headerData(self, section: int, orientation: Any, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
+        """Return title and tooltip of a column."""
+        if orientation != Qt.Orientation.Horizontal:
+            return None
+        if role == Qt.ItemDataRole.DisplayRole:
+            return ("Gene", self._measure.title, "Trust")[section]
+        if role == Qt.ItemDataRole.ToolTipRole:
+            return _TIPS.get(section, self._measure.what)
+        return None
+
+    def data(self, index: QModelIndex, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
+        """Return a cell."""
+        gene, column = self.gene_at(index.row()), index.column()
+        if gene is None:
+            return None
+        head = self._genes.head
+        if role == Qt.ItemDataRole.DisplayRole:
+            if column == VALUE:
+                value = self._genes.number(self._measure.column)[gene]
+                return self._measure.text.format(value) if np.isfinite(value) else "–"
+            return head.genes[gene] if column == GENE else trust_word(self.pcc(gene))
+        if role == Qt.ItemDataRole.ToolTipRole:
+            gene_id = head.gene_ids[gene] if head.gene_ids else ""
+            return f"{head.genes[gene]} {gene_id}".strip() + f": {trust_text(self.pcc(gene))}"
+        if role == Qt.ItemDataRole.TextAlignmentRole and column == VALUE:
+            return int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+        return None
+
+    def _arrange(self) -> None:
+        column = {GENE: None, VALUE: self._measure.column, TRUST: "pcc"}[self._column]
+        self.beginResetModel()
+        self._genes.arrange(self._text, column, self._order == Qt.SortOrder.DescendingOrder)
+        self.endResetModel()
+
+
+def trust_word(pcc: float | None) -> str:
+    """Return a held-out correlation as a word."""
+    text = trust_text(pcc)
+    return text[text.index("(") + 1 : -1] if text.endswith(")") else "not measured"
