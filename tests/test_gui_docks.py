@@ -23,6 +23,7 @@ from napari_peka.core.errors import StoreError
 from napari_peka.core.progress import JobProgress
 from napari_peka.gui import layers
 from napari_peka.gui.explore_widget import ExploreWidget
+from napari_peka.gui.export_panel import LISTED, THIS
 from napari_peka.gui.gene_model import MEASURES
 from napari_peka.gui.predict_widget import PredictWidget, default_folder
 from napari_peka.gui.run_panel import TICK_MS, RunPanel
@@ -550,6 +551,55 @@ def test_genes_are_ordered_by_what_they_do_on_this_map(viewer, qtbot, tmp_path, 
     assert dock.gene() == "ERBB2"
     viewer.layers.remove(heat)
     assert dock.genes.rowCount() == 0
+
+
+def test_a_map_is_exported_from_the_dock(viewer, qtbot, tmp_path, sample, tiny_model, monkeypatch):
+    import anndata
+    from qtpy.QtWidgets import QFileDialog
+
+    import napari_peka as peka
+
+    with peka.open_slide(sample) as slide:
+        viewer.add_image(layers.slide_layer(slide)[0], **layers.slide_layer(slide)[1])
+        prediction = peka.predict(slide, tiny_model, output=tmp_path / "s.peka.zarr")
+        dock = ExploreWidget(viewer)
+        qtbot.addWidget(dock)
+        dock.resize(340, 700)
+        dock.show()
+        assert not dock.exports.isEnabled()
+        data, settings, _ = layers.heatmap_layer(prediction, "KRT8")
+        viewer.add_image(data, **settings)
+        qtbot.mouseClick(dock.fold.toggleButton(), Qt.MouseButton.LeftButton)
+        wait_for(qtbot, lambda: dock.exports.panel.run_button.height() > 15)
+        asked, chosen = [], []
+
+        def choose(*args):
+            asked.append(args[2:])
+            return str(chosen[-1]), ""
+
+        def press(name, signal):
+            chosen.append(tmp_path / name)
+            with qtbot.waitSignal(signal, timeout=WAIT_MS):
+                qtbot.mouseClick(dock.exports.panel.run_button, Qt.MouseButton.LeftButton)
+
+        monkeypatch.setattr(QFileDialog, "getSaveFileName", choose)
+        dock.search.setText("c")
+        dock.exports.genes.setCurrentText(LISTED)
+        press("mine", dock.exports.panel.succeeded)
+        assert asked[0][0].endswith("cmu_small_region.h5ad")
+        adata = anndata.read_h5ad(tmp_path / "mine.h5ad")  # the ending comes by itself
+        assert set(adata.var_names) == {"COL1A1", "CD3E"}
+        assert "images" in adata.uns["spatial"]["cmu_small_region"]  # the slide is open, so it is shown
+        assert "mine.h5ad" in dock.exports.panel.status.text()
+        dock.search.clear()
+        dock.exports.format.setCurrentIndex(dock.exports.format.findData("png"))
+        dock.exports.genes.setCurrentText(THIS)
+        press("figure.png", dock.exports.panel.succeeded)
+        assert (tmp_path / "figure.png").stat().st_size > 10_000
+        dock.exports.format.setCurrentIndex(dock.exports.format.findData("spatialdata"))
+        (tmp_path / "thesis.zarr").mkdir()
+        press("thesis.zarr", dock.exports.panel.failed)
+        assert "is not replaced" in dock.exports.panel.error.text()
 
 
 def test_maps_of_two_slides_are_told_apart(viewer, qtbot, tiny_model, sample, tissue_tiff):

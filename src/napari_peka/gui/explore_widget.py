@@ -24,11 +24,13 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
     QWidget,
 )
+from superqt import QCollapsible
 
 from napari_peka.core.errors import PekaError
 from napari_peka.gui import layers
 from napari_peka.gui.aside import Aside
 from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, notice, slim, with_button
+from napari_peka.gui.export_panel import ExportPanel
 from napari_peka.gui.gene_model import GENE, MEASURES, PCC, TRUST, VALUE, GeneModel
 from napari_peka.gui.run_panel import sentence
 from napari_peka.io.figure import trust_text
@@ -94,6 +96,7 @@ class ExploreWidget(QWidget):
         self.bar.setToolTip("Colours from the 2nd to the 98th percentile of the map, in the gene's unit")
         self.unreadable = QCheckBox()
         self.unreadable.setToolTip("Where the slide could not be decoded: no value there, not even a wrong one")
+        self.exports = ExportPanel()
         self._lay_out()
         self.map.changed.connect(self._map_changed)
         self.open_button.clicked.connect(self._browse)
@@ -105,6 +108,7 @@ class ExploreWidget(QWidget):
         self.opacity.valueChanged.connect(self._set_opacity)
         self.bar.toggled.connect(self._set_bar)
         self.unreadable.toggled.connect(self._set_unreadable)
+        self.exports.asked.connect(self._export)
 
     def _lay_out(self) -> None:
         top = QFormLayout()
@@ -121,6 +125,9 @@ class ExploreWidget(QWidget):
         column.addWidget(self.about)
         column.addWidget(self.error)
         column.addLayout(low)
+        self.fold = QCollapsible("Export")
+        self.fold.addWidget(self.exports)
+        column.addWidget(self.fold)
         column.addWidget(notice())
 
     # -- which map -----------------------------------------------------------------------------------------------
@@ -128,7 +135,7 @@ class ExploreWidget(QWidget):
     def _map_changed(self) -> None:
         layer = self.map.layer()
         prediction = layers.prediction_of(layer)
-        for widget in (self.order, self.search, self.table, self.opacity, self.bar):
+        for widget in (self.exports, self.order, self.search, self.table, self.opacity, self.bar):
             widget.setEnabled(prediction is not None)
         bad = 0 if prediction is None else prediction.n_unreadable
         self.unreadable.setVisible(bad > 0)
@@ -298,6 +305,11 @@ class ExploreWidget(QWidget):
     def _fail(self, error: BaseException | None) -> None:
         self.error.setText("" if error is None else sentence(error))
         self.error.setVisible(error is not None)
+
+    def _export(self) -> None:
+        prediction = layers.prediction_of(self.map.layer())
+        slide = None if prediction is None else layers.slide_under(self.viewer, prediction)
+        self.exports.choose(prediction, slide, self.gene(), self.genes.listed())
 
     # -- how it looks --------------------------------------------------------------------------------------------
 

@@ -126,6 +126,10 @@ class GeneModel(QAbstractTableModel):
         """Return the number of the gene in a row, or None."""
         return int(self._genes.rows[row]) if 0 <= row < len(self._genes.rows) else None
 
+    def listed(self) -> list[str]:
+        """Return the symbols of the genes that are kept, in their order."""
+        return [] if self._genes.head is None else [self._genes.head.genes[i] for i in self._genes.rows.tolist()]
+
     def row_of(self, gene: int) -> int | None:
         """Return the row of a gene, or None when it is not among those that are kept."""
         hits = np.flatnonzero(self._genes.rows == gene)

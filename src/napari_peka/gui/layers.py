@@ -190,6 +190,13 @@ def slide_of(layer: Any) -> Slide | None:
     return found
 
 
+def slide_under(viewer: Any, prediction: Prediction) -> Slide | None:
+    """Return the open slide that a map was predicted on, told by its fingerprint; or None."""
+    wanted = prediction.record.get("slide", {}).get("fingerprint")
+    slides = (slide_of(layer) for layer in viewer.layers)
+    return next((s for s in slides if s is not None and s.fingerprint == wanted), None)
+
+
 def prediction_of(layer: Any) -> Prediction | None:
     """Return the prediction of a map's layer, or None."""
     found: Prediction | None = _ours(layer).get("prediction")
