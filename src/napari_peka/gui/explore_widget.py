@@ -344,7 +344,7 @@ def _table(model: GeneModel) -> QTableView:
     header = table.horizontalHeader()
     header.setSectionResizeMode(GENE, QHeaderView.ResizeMode.Stretch)
     # fixed widths: fitting to contents would measure 18,000 rows
-    for column, width in ((VALUE, 60), (TRUST, 96)):
+    for column, width in ((VALUE, 72), (TRUST, 96)):
         header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
         header.resizeSection(column, width)
     return table
