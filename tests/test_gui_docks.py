@@ -24,7 +24,7 @@ from napari_peka.core.progress import JobProgress
 from napari_peka.gui import layers
 from napari_peka.gui.explore_widget import ExploreWidget
 from napari_peka.gui.export_panel import LISTED, THIS
-from napari_peka.gui.gene_model import MEASURES
+from napari_peka.gui.gene_model import DIFFERENCE, MEASURES
 from napari_peka.gui.predict_widget import PredictWidget, default_folder
 from napari_peka.gui.run_panel import TICK_MS, RunPanel
 
@@ -551,6 +551,53 @@ def test_genes_are_ordered_by_what_they_do_on_this_map(viewer, qtbot, tmp_path, 
     assert dock.gene() == "ERBB2"
     viewer.layers.remove(heat)
     assert dock.genes.rowCount() == 0
+
+
+def test_regions_have_numbers_and_genes_are_ranked_by_their_difference(viewer, qtbot, tmp_path, sample):
+    import napari_peka as peka
+
+    with peka.open_slide(sample) as slide:
+        config = peka.PredictConfig(device="cpu", stride_px=112)
+        prediction = peka.predict(slide, peka.load_model("demo"), output=tmp_path / "s.peka.zarr", config=config)
+    data, settings, _ = layers.heatmap_layer(prediction, "ERBB2")
+    viewer.add_image(data, **settings)
+    dock = ExploreWidget(viewer)
+    qtbot.addWidget(dock)
+    dock.resize(340, 900)
+    dock.show()
+    assert not dock.regions.rank_button.isEnabled()
+    y, _ = prediction.tiles.centre_um.mean(0)
+    (top, left), (bottom, right) = prediction.tiles.centre_um.min(0) - 99, prediction.tiles.centre_um.max(0) + 99
+    upper, lower = ([[a, left], [a, right], [b, right], [b, left]] for a, b in ((top, y), (y + 1, bottom)))
+    shapes = viewer.add_shapes(
+        [upper, lower], shape_type="polygon", features={"name": ["tumour", ""]}, name="drawn", units=layers.UM
+    )
+    qtbot.mouseClick(dock.region_fold.toggleButton(), Qt.MouseButton.LeftButton)
+    wait_for(qtbot, lambda: dock.regions.rank_button.height() > 15)
+    dock.regions.shapes.choose(shapes)
+    wait_for(qtbot, lambda: dock.regions.table.rowCount() == 2)
+    cells = [[dock.regions.table.item(i, j).text() for j in range(4)] for i in range(2)]
+    assert [c[0] for c in cells] == ["tumour", "region 2"]
+    mpp = prediction.tiles.slide_mpp
+    regions = layers.regions_of(shapes, mpp)
+    wanted = peka.region_table(prediction, regions, ["ERBB2"])
+    assert [int(c[1]) for c in cells] == wanted["tiles"].tolist()
+    assert [c[2] for c in cells] == [f"{v:.2f}" for v in wanted["mean"]]
+    assert sum(wanted["tiles"]) >= len(prediction.tiles) - 5
+    dock.regions.second.setCurrentText("region 2")
+    with qtbot.waitSignal(dock.regions.ranked, timeout=WAIT_MS):
+        qtbot.mouseClick(dock.regions.rank_button, Qt.MouseButton.LeftButton)
+    effect = peka.compare_regions(prediction, regions["tumour"], regions["region 2"])["cohens_d"].sort_values()
+    assert dock.order.currentText() == DIFFERENCE
+    assert dock.genes.data(dock.genes.index(0, 0)) == effect.index[-1]
+    assert dock.genes.data(dock.genes.index(0, 1)) == f"{effect.iloc[-1]:+.2f}"
+    wait_for(qtbot, lambda: dock.gene() == effect.index[-1])
+    # a shape that is moved is looked at again
+    shapes.data = [upper]
+    wait_for(qtbot, lambda: dock.regions.table.rowCount() == 1)
+    viewer.layers.remove(shapes)
+    assert dock.regions.table.rowCount() == 0
+    assert not dock.regions.rank_button.isEnabled()
 
 
 def test_a_map_is_exported_from_the_dock(viewer, qtbot, tmp_path, sample, tiny_model, monkeypatch):

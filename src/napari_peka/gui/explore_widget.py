@@ -31,7 +31,8 @@ from napari_peka.gui import layers
 from napari_peka.gui.aside import Aside
 from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, notice, slim, with_button
 from napari_peka.gui.export_panel import ExportPanel
-from napari_peka.gui.gene_model import GENE, MEASURES, PCC, TRUST, VALUE, GeneModel
+from napari_peka.gui.gene_model import DIFFERENCE, GENE, MEASURES, PCC, TRUST, VALUE, GeneModel
+from napari_peka.gui.region_panel import RegionPanel
 from napari_peka.gui.run_panel import sentence
 from napari_peka.io.figure import trust_text
 from napari_peka.io.statistics import gene_table
@@ -97,6 +98,7 @@ class ExploreWidget(QWidget):
         self.unreadable = QCheckBox()
         self.unreadable.setToolTip("Where the slide could not be decoded: no value there, not even a wrong one")
         self.exports = ExportPanel()
+        self.regions = RegionPanel(self.viewer)
         self._lay_out()
         self.map.changed.connect(self._map_changed)
         self.open_button.clicked.connect(self._browse)
@@ -109,6 +111,7 @@ class ExploreWidget(QWidget):
         self.bar.toggled.connect(self._set_bar)
         self.unreadable.toggled.connect(self._set_unreadable)
         self.exports.asked.connect(self._export)
+        self.regions.ranked.connect(self._ranked)
 
     def _lay_out(self) -> None:
         top = QFormLayout()
@@ -125,6 +128,9 @@ class ExploreWidget(QWidget):
         column.addWidget(self.about)
         column.addWidget(self.error)
         column.addLayout(low)
+        self.region_fold = QCollapsible("Regions")
+        self.region_fold.addWidget(self.regions)
+        column.addWidget(self.region_fold)
         self.fold = QCollapsible("Export")
         self.fold.addWidget(self.exports)
         column.addWidget(self.fold)
@@ -135,7 +141,7 @@ class ExploreWidget(QWidget):
     def _map_changed(self) -> None:
         layer = self.map.layer()
         prediction = layers.prediction_of(layer)
-        for widget in (self.exports, self.order, self.search, self.table, self.opacity, self.bar):
+        for widget in (self.exports, self.regions, self.order, self.search, self.table, self.opacity, self.bar):
             widget.setEnabled(prediction is not None)
         bad = 0 if prediction is None else prediction.n_unreadable
         self.unreadable.setVisible(bad > 0)
@@ -143,6 +149,7 @@ class ExploreWidget(QWidget):
         self._quietly(self.unreadable, any(layers.shows_unreadable(x, prediction) for x in self.viewer.layers))
         if prediction is None:
             self._head = self._told = None
+            self.regions.show_gene(None, None)
             self._numbers.forget()
             self.genes.show(None)
             self.about.setText("Predict a map or open a result to begin.")
@@ -166,7 +173,7 @@ class ExploreWidget(QWidget):
     def _ask_numbers(self) -> None:
         """Have the map's numbers taken, where some are shown; again after a while if the map still grows."""
         prediction = layers.prediction_of(self.map.layer())
-        if prediction is None or self.order.currentText() == PCC:
+        if prediction is None or self.order.currentText() in (PCC, DIFFERENCE):
             return
         known = np.isfinite(prediction.embeddings[:, 0])
         if known.any():
@@ -288,6 +295,7 @@ class ExploreWidget(QWidget):
 
     def _describe(self, row: int) -> None:
         head = self._head
+        self.regions.show_gene(self._told, head.genes[row])
         gene_id = f" · {head.gene_ids[row]}" if head.gene_ids and head.gene_ids[row] else ""
         low, high = layers.colours_of(self.map.layer())
         self.about.setText(
@@ -305,6 +313,12 @@ class ExploreWidget(QWidget):
     def _fail(self, error: BaseException | None) -> None:
         self.error.setText("" if error is None else sentence(error))
         self.error.setVisible(error is not None)
+
+    def _ranked(self, table: Any, words: str) -> None:
+        if self._head is not None and len(table) == len(self._head.genes):
+            self.genes.tell(table.loc[list(self._head.genes)])
+            self.order.setCurrentText(DIFFERENCE)
+            self._first()
 
     def _export(self) -> None:
         prediction = layers.prediction_of(self.map.layer())

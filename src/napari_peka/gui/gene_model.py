@@ -44,7 +44,11 @@ MEASURES = {
                                   "unit"),
     "spatial structure": Measure("moran", "Moran", "{:.2f}", "Moran's I of the predicted map, -1 to 1: about 0 where "
                                  "nothing lies together"),
+    "difference of regions": Measure("cohens_d", "d", "{:+.2f}", "Cohen's d: difference of the means of two regions in "
+                                     "pooled standard deviations"),
 }  # fmt: skip
+#: the measure that is known once two regions were compared
+DIFFERENCE = "difference of regions"
 _TIPS = {
     GENE: "Gene symbol; Ensembl ids can be searched too",
     TRUST: "The held-out correlation in words: good from 0.5, fair from 0.3, weak from 0.15",

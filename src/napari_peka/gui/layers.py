@@ -278,6 +278,34 @@ def region_of(shapes: Any, slide: Any) -> Any:
     return region
 
 
+def regions_of(shapes: Any, mpp: tuple[float, float]) -> dict[str, Any]:
+    """Return the areas drawn in a Shapes layer as shapely geometries in level-0 pixels, x first, by name.
+
+    Parameters
+    ----------
+    shapes
+        A Shapes layer, placed in µm as slides and maps are. An area's name is its feature ``name``, or ``region N``;
+        areas of one name are one region.
+    mpp
+        µm per level-0 pixel (y, x).
+    """
+    import shapely
+
+    names = shapes.features.get("name") if hasattr(shapes.features, "get") else None
+    parts: dict[str, list[Any]] = {}
+    for i, (vertices, kind) in enumerate(zip(shapes.data, shapes.shape_type)):
+        if kind not in ("polygon", "rectangle", "ellipse"):
+            continue
+        corners = np.asarray(vertices, float)
+        points = _ellipse(corners) if kind == "ellipse" else corners
+        yx = np.array([shapes.data_to_world(p) for p in points])[:, -2:] / np.array(mpp) + 0.5
+        given = "" if names is None or i >= len(names) or names.isna().iat[i] else str(names.iat[i]).strip()
+        area = shapely.make_valid(shapely.Polygon(yx[:, ::-1]))
+        if area.area > 0:
+            parts.setdefault(given or f"region {i + 1}", []).append(area)
+    return {name: shapely.union_all(areas) for name, areas in parts.items()}
+
+
 def _ellipse(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return an ellipse, given as napari does by the corners of its box, as a polygon."""
     centre = corners.mean(0)
