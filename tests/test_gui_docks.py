@@ -589,9 +589,18 @@ def test_regions_have_numbers_and_genes_are_ranked_by_their_difference(viewer, q
         qtbot.mouseClick(dock.regions.rank_button, Qt.MouseButton.LeftButton)
     effect = peka.compare_regions(prediction, regions["tumour"], regions["region 2"])["cohens_d"].sort_values()
     assert dock.order.currentText() == DIFFERENCE
+    believed = effect[prediction.head.pcc[[prediction.head.index(g) for g in effect.index]] >= 0.15]
+    assert 0 < len(believed) < len(effect)
+    assert dock.genes.rowCount() == len(believed)  # a large difference of what is not predicted is none
+    assert dock.genes.data(dock.genes.index(0, 0)) == believed.index[-1]
+    assert dock.genes.data(dock.genes.index(0, 1)) == f"{believed.iloc[-1]:+.2f}"
+    wait_for(qtbot, lambda: dock.gene() == believed.index[-1])
+    assert "tumour against region 2" in dock.regions.order.text()
+    dock.trust.setCurrentText("any")
+    assert dock.genes.rowCount() == len(effect)
     assert dock.genes.data(dock.genes.index(0, 0)) == effect.index[-1]
-    assert dock.genes.data(dock.genes.index(0, 1)) == f"{effect.iloc[-1]:+.2f}"
-    wait_for(qtbot, lambda: dock.gene() == effect.index[-1])
+    dock.trust.setCurrentText("good")
+    assert {dock.genes.data(dock.genes.index(i, 2)) for i in range(dock.genes.rowCount())} == {"good"}
     # a shape that is moved is looked at again
     shapes.data = [upper]
     wait_for(qtbot, lambda: dock.regions.table.rowCount() == 1)

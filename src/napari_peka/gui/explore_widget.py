@@ -41,6 +41,9 @@ from napari_peka.io.statistics import gene_table
 SETTLE_MS = 60
 #: px; seven rows, also where another dock takes the height
 TABLE_HEIGHT = 180
+WEAK = "weak or better"
+#: least held-out correlation of the genes that are listed
+LEAST_TRUST = {"any": -np.inf, WEAK: 0.15, "fair or better": 0.3, "good": 0.5}
 #: ms after which the numbers of a map that still grows are taken again
 AGAIN_MS = 5000
 
@@ -85,6 +88,10 @@ class ExploreWidget(QWidget):
         self.order = slim(QComboBox())
         self.order.addItems(list(MEASURES))
         self.order.setToolTip("What the table shows of each gene, and orders by")
+        self.trust = slim(QComboBox())
+        for text, least in LEAST_TRUST.items():
+            self.trust.addItem(text, least)
+        self.trust.setToolTip("Genes with less than this held-out correlation are not listed")
         self.genes = GeneModel()
         self.table = _table(self.genes)
         self.about = Text()
@@ -103,6 +110,7 @@ class ExploreWidget(QWidget):
         self.map.changed.connect(self._map_changed)
         self.open_button.clicked.connect(self._browse)
         self.order.currentTextChanged.connect(self._order_changed)
+        self.trust.currentIndexChanged.connect(self._trust_changed)
         self.search.textChanged.connect(self._search)
         self.search.returnPressed.connect(self._first)
         self.table.selectionModel().currentRowChanged.connect(self._row_changed)
@@ -117,6 +125,7 @@ class ExploreWidget(QWidget):
         top = QFormLayout()
         top.addRow("Map", with_button(self.map, self.open_button))
         top.addRow("Order by", self.order)
+        top.addRow("Trust", self.trust)
         low = QFormLayout()
         low.addRow("Opacity", self.opacity)
         low.addRow("", self.bar)
@@ -141,7 +150,16 @@ class ExploreWidget(QWidget):
     def _map_changed(self) -> None:
         layer = self.map.layer()
         prediction = layers.prediction_of(layer)
-        for widget in (self.exports, self.regions, self.order, self.search, self.table, self.opacity, self.bar):
+        for widget in (
+            self.exports,
+            self.regions,
+            self.order,
+            self.trust,
+            self.search,
+            self.table,
+            self.opacity,
+            self.bar,
+        ):
             widget.setEnabled(prediction is not None)
         bad = 0 if prediction is None else prediction.n_unreadable
         self.unreadable.setVisible(bad > 0)
@@ -169,6 +187,10 @@ class ExploreWidget(QWidget):
             self.genes.measure(name)
             self.table.sortByColumn(VALUE, Qt.SortOrder.DescendingOrder)
         self._ask_numbers()
+
+    def _trust_changed(self, *_: object) -> None:
+        with self._keeping():
+            self.genes.trust(self.trust.currentData())
 
     def _ask_numbers(self) -> None:
         """Have the map's numbers taken, where some are shown; again after a while if the map still grows."""
@@ -317,6 +339,8 @@ class ExploreWidget(QWidget):
     def _ranked(self, table: Any, words: str) -> None:
         if self._head is not None and len(table) == len(self._head.genes):
             self.genes.tell(table.loc[list(self._head.genes)])
+            if self.trust.currentData() < LEAST_TRUST[WEAK]:  # a large difference of what is not predicted is none
+                self.trust.setCurrentText(WEAK)
             self.order.setCurrentText(DIFFERENCE)
             self._first()
 

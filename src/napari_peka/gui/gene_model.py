@@ -68,8 +68,10 @@ class Genes:
         self.numbers["pcc"] = pcc
         self.rows: npt.NDArray[np.intp] = np.arange(n)
 
-    def arrange(self, text: str, column: str | None, descending: bool) -> None:
+    def arrange(self, text: str, column: str | None, descending: bool, least: float = -np.inf) -> None:
         """Keep the genes that match a text and order them by a number, or by name where `column` is None.
+
+        With `least` only genes of at least that held-out correlation are kept.
 
         A symbol matches that contains the text, an Ensembl id that begins with it; any case. What has no number comes
         last either way.
@@ -79,6 +81,8 @@ class Genes:
             hits = [i for i, gene in enumerate(self._folded) if wanted in gene]
             hits += [i for i, gene in enumerate(self._ids) if gene.startswith(wanted)]
             kept = np.unique(np.array(hits, np.intp))
+        if np.isfinite(least):
+            kept = kept[self.numbers["pcc"][kept] >= least]  # not measured is not enough
         if column is None:
             kept = np.array(sorted(kept.tolist(), key=self._folded.__getitem__, reverse=descending), np.intp)
         else:
@@ -98,7 +102,7 @@ class GeneModel(QAbstractTableModel):
         super().__init__()
         self._genes = Genes()
         self._measure = MEASURES[PCC]
-        self._text = ""
+        self._text, self._least = "", -np.inf
         self._column, self._order = VALUE, Qt.SortOrder.DescendingOrder
 
     def show(self, head: Any) -> None:
@@ -119,6 +123,11 @@ class GeneModel(QAbstractTableModel):
     def search(self, text: str) -> None:
         """Keep the genes that match."""
         self._text = text
+        self._arrange()
+
+    def trust(self, least: float) -> None:
+        """Keep the genes of at least this held-out correlation; minus infinity: all."""
+        self._least = least
         self._arrange()
 
     def sort(self, column: int, order: Qt.SortOrder = Qt.SortOrder.AscendingOrder) -> None:
@@ -183,7 +192,7 @@ class GeneModel(QAbstractTableModel):
     def _arrange(self) -> None:
         column = {GENE: None, VALUE: self._measure.column, TRUST: "pcc"}[self._column]
         self.beginResetModel()
-        self._genes.arrange(self._text, column, self._order == Qt.SortOrder.DescendingOrder)
+        self._genes.arrange(self._text, column, self._order == Qt.SortOrder.DescendingOrder, self._least)
         self.endResetModel()
 
 

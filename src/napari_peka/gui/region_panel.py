@@ -85,7 +85,7 @@ class RegionPanel(QWidget):
             "Cohen's d: difference of the means in pooled standard deviations. No p-values: neighbouring tiles are no "
             "independent samples"
         )
-        self.said = Text()
+        self.said, self.order = Text(), Text()
         form = QFormLayout()
         form.addRow("Shapes", self.shapes)
         pair = QFormLayout()
@@ -98,6 +98,7 @@ class RegionPanel(QWidget):
         column_.addLayout(pair)
         column_.addWidget(self.rank_button)
         column_.addWidget(self.said)
+        column_.addWidget(self.order)
         self.shapes.changed.connect(self._follow)
         self.rank_button.clicked.connect(self.rank)
         self._numbers.done.connect(self._fill)
@@ -171,7 +172,8 @@ class RegionPanel(QWidget):
 
     def _told(self, found: Any) -> None:
         table, words = found
-        self.said.setText(f"genes are ordered by {words}")
+        self.said.setText("")
+        self.order.setText(f"Ordered by {words}, genes that are predicted at all; <i>Trust: any</i> shows the others.")
         self.ranked.emit(table, words)
 
     def _fail(self, error: Exception) -> None:
