@@ -306,8 +306,23 @@ def test_benchmark_writes_the_table_beside_the_frozen_encoder(manifest, tmp_path
     assert "already" in run(*args, "--adapters", "none", code=2).err[-1]
     ran = run(*args, "--adapters", "none", "--contexts", "0,150", "--overwrite")
     lines = ran.out.splitlines()
-    assert lines[0] == "encoder tiny-random, adapter none, features image, head ridge (groups), protocol grouped"
-    assert lines[2].split() == ["context", "PCC", "of", "ceiling", "gain", "over", "the", "same", "frozen"]
+    assert lines[0] == "encoder tiny-random, adapter none, features image, head ridge (gcv), protocol grouped"
+    assert lines[2].split() == [
+        "context",
+        "PCC",
+        "±",
+        "sd",
+        "of",
+        "ceiling",
+        "gain",
+        "over",
+        "the",
+        "same",
+        "frozen",
+        "(95",
+        "%",
+        "CI)",
+    ]
     assert lines[4].startswith("150 µm")
     assert max(map(len, lines[:5])) < 100
     assert any("of one patient" in line for line in ran.err)
@@ -538,6 +553,36 @@ def into_a_model(bad):
     bad.command, bad.sections = "evaluate", [bad.outs[1]]
 
 
+def beside_a_models_report(bad):
+    shutil.copytree(bad.model, bad.output.parent / "model")
+    (bad.output.parent / "model" / "thesis.docx").write_text("years of work")
+    bad.output = bad.output.parent / "model" / "report"
+    bad.command, bad.sections = "evaluate", [bad.outs[1]]
+
+
+def mirrored(bad):
+    target = copied(bad.outs[0], bad.folder)
+    scan = target.parent / "P1S1.tif"
+    with Image.open(scan) as image:
+        wide = np.full((image.height, image.width * 2, 3), 244, np.uint8)  # tissue left, glass right
+        wide[:, : image.width] = np.asarray(image.convert("RGB"))
+        resolution = [float(image.tag_v2[k]) for k in (282, 283)]
+        width = wide.shape[1]
+    Image.fromarray(wide).save(scan, resolution_unit=3, x_resolution=resolution[0], y_resolution=resolution[1])
+    affine = bad.folder / "mirror.json"
+    affine.write_text(json.dumps([[-1, 0, width], [0, 1, 0]]))
+    bad.sections, bad.options = [target], ["--affine", affine, "--hold-out", "block"]
+
+
+def affine_of(data):
+    def make(bad):
+        path = bad.folder / "affine.json"
+        path.write_text(json.dumps(data))
+        bad.sections, bad.options = [bad.outs[0]], ["--affine", path]
+
+    return make
+
+
 def into_a_file(bad):
     (bad.output.parent / "thesis.docx").write_text("years of work")
     bad.output = bad.output.parent / "thesis.docx" / "out"
@@ -606,14 +651,17 @@ TABLE = {
     "manifest of nothing": (manifest_of(""), ("bad.csv", "header")),
     "manifest of a missing section": (manifest_of("path\nnowhere/outs\n"), ("nowhere",)),
     "image of several sections": (several_with_an_image, ("--image", "manifest")),
+    "mirrored spots": (mirrored, ("P1S1: only 0%", "with x flipped", "or turned")),
+    "affine into nowhere": (affine_of([[1, 0, 99999], [0, 1, 99999]]), ("the affine does not fit", "0% of the spots")),
+    "affine of other keys": (affine_of({"foo": "bar"}), ("affine.json", "foo")),
     "affine that is not there": (
         options("--affine", lambda bad: bad.folder / "none.json", of=lambda bad: [bad.outs[0]]), ("none.json",),
     ),
     "a section twice": (lambda b: setattr(b, "sections", [b.outs[0]] * 2), ("twice",)),
     # splits
     "unknown hold-out": (options("--hold-out", "P2S9"), ("'P2S9'", "did you mean P2S1")),
-    "one patient, split by patient": (one_patient, ("Ann", "split by section")),
-    "patients that nobody named": (nobodys_patients, ("whose P1S1, P2S1 are nobody says", "--patient")),
+    "one patient, split by patient": (one_patient, ("Ann", "hold out section or block")),
+    "patients that nobody named": (nobodys_patients, ("nobody says whose P1S1, P2S1 are", "--patient")),
     "another section's image, train": (another_image("train"), ("P1S1: only 0%", "another section's image", "--image")),
     "another section's image, benchmark": (another_image("benchmark"), ("P1S1: only 0%", "min_on_tissue")),
     "everything held out": (options("--hold-out", "P1,P2"), ("nothing to train on",)),
@@ -628,6 +676,8 @@ TABLE = {
     "adapter unknown": (options("--adapter", "lorra"), ("adapter = 'lorra'", "'lora'")),
     "encoder unknown": (options("--encoder", "tiny-randon"), ("did you mean tiny-random",)),
     "setting unknown": (options("--set", "epoch=3"), ("'epoch'", "did you mean epochs")),
+    "setting of no known kin": (options("--set", "learning_rate=1"), ("`napari-peka settings train` lists them",)),
+    "setting of another kind": (options("--set", "rank=many"), ("rank = 'many'", "it must be a whole number")),
     "setting out of range": (options("--epochs", "0"), ("epochs = 0",)),
     "setting without a value": (options("--set", "rank"), ("NAME=VALUE", "'rank'")),
     "setting is no YAML": (options("--set", "terms={mse: "), ("terms={mse:", "not YAML")),
@@ -649,7 +699,8 @@ TABLE = {
     # evaluate, benchmark
     "model unknown": (evaluate_of("dem"), ("'dem'", "did you mean demo")),
     "model missing": (evaluate_of(Path("/nowhere/model")), ("/nowhere/model",)),
-    "report into a model": (into_a_model, ("is a model", "choose another folder")),
+    "report into a model": (into_a_model, ("belongs to the model", "choose another folder")),
+    "report over a model's": (beside_a_models_report, ("belongs to the model", "choose another folder")),
     "report into a file": (into_a_file, ("thesis.docx is a file",)),
     "sections of another species": (other_species, ("species", "MmNUCLEI1")),
     "evaluate with a setting of training": (options("--set", "epochs=2", command="evaluate"), ("'epochs'",)),
@@ -660,7 +711,7 @@ TABLE = {
     "benchmark protocol unknown": (options("--protocol", "papper", command="benchmark"), ("papper",)),
 }  # fmt: skip
 #: as for `predict`: what lies where a result should go is nobody's wrong usage
-ONE = {"output of other files", "report into a model", "report into a file"}
+ONE = {"output of other files", "report into a file"}
 
 
 #: what needs no tile to be known

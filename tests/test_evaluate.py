@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import types
 
@@ -49,6 +50,29 @@ def noisy(rng, r: float, *, n: int = 400, g: int = 3, **kwargs) -> Measured:
 def report_of(measured, **kwargs) -> EvaluationReport:
     options = {"hvg50": GENES[:2], "model": "m", "split": SPLIT, **kwargs}
     return evaluate(measured, GENES, "log1p CP10K", **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "less", "says"),
+    [
+        ("before", 0.2, None),
+        ("before", 0.0, "the model as it was before scores .* the refit has gained nothing in PCC"),
+        ("before", -0.2, "the refit made it worse"),
+        ("colour", 0.2, None),
+        ("colour", 0.0, "the baseline colour scores .* the model has learnt no more than that"),
+        ("colour", -0.2, "the baseline colour scores .* the model is worse than that"),
+    ],
+)
+def test_a_baseline_that_is_not_beaten_is_said_and_a_tie_is_a_tie(name, less, says):
+    rng = np.random.default_rng(0)
+    mine, other = noisy(rng, 0.6), noisy(rng, 0.6 - less)
+    # another model of the same spots, as good up to rounding where it is a tie
+    predicted = mine.predicted if not less else (0.6 - less) * mine.truth + 0.8 * (other.predicted - other.truth)
+    report = report_of([part(mine.truth, mine.predicted, **{name: predicted + 1e-4})])
+    found = [w for w in report.warnings if "PCC, HVG50" in w]
+    assert len(found) == (says is not None), report.warnings
+    if says:
+        assert re.search(says, found[0])
 
 
 # ---------------------------------------------------------------- numbers

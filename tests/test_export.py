@@ -210,13 +210,13 @@ def test_what_is_there_is_replaced_when_told_and_else_left_alone(prediction, tmp
 @pytest.mark.parametrize("to", ["spatialdata", "ome-zarr"])
 def test_a_folder_of_somebody_else_is_never_replaced(prediction, result, tmp_path, to):
     pytest.importorskip("spatialdata")
-    with pytest.raises(StoreError, match="is no export of napari-peka"):
+    with pytest.raises(OutputMismatch, match="is no export of napari-peka"):
         export(prediction, to, result, genes=GENES, overwrite=True)  # not even the result itself
     assert peka.read_prediction(result).genes == prediction.genes
     thesis = tmp_path / "thesis.zarr"
     thesis.mkdir()
     (thesis / "thesis.docx").write_text("years of work")
-    with pytest.raises(StoreError, match="is not replaced"):
+    with pytest.raises(OutputMismatch, match="is not replaced"):
         export(prediction, to, thesis, genes=GENES, overwrite=True)
     assert (thesis / "thesis.docx").exists()
 
@@ -248,6 +248,13 @@ def test_bad_input_is_one_sentence(prediction, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_ending_of_another_format_is_refused(prediction, tmp_path):
+    with pytest.raises(SettingError, match=r"a.csv is a name for csv, not for h5ad: end it in .h5ad"):
+        export(prediction, "h5ad", tmp_path / "a.csv", genes=GENES)
+    (tmp_path / "results.csv").mkdir()  # a folder may be called as it likes
+    assert export(prediction, "h5ad", tmp_path / "results.csv", genes=GENES)[0].parent.name == "results.csv"
+
+
 def test_of_regions_within_regions_the_smallest_counts():
     outer, inner = shapely.box(0, 0, 100, 100), shapely.box(10, 20, 30, 40)
     centre_yx = np.array([[30.0, 20.0], [20.0, 60.0], [200.0, 20.0], [30.0, 5.0]])
@@ -276,6 +283,6 @@ def test_the_command_writes_and_says_what(result, regions, tissue_tiff, tmp_path
     assert "is there already" in err[-1]
     _, err = run("export", result, "--to", "xlsx", "-o", tmp_path / "x", code=2)
     assert "there are h5ad, spatialdata" in err[-1]
-    _, err = run("export", tmp_path / "none.peka.zarr", "--to", "csv", "-o", tmp_path / "x", code=1)
+    _, err = run("export", tmp_path / "none.peka.zarr", "--to", "csv", "-o", tmp_path / "x", code=2)
     assert "there is no result" in err[-1]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5ad", "r.geojson"]

@@ -99,9 +99,9 @@ def test_a_card_says_all_that_the_bundle_knows(tmp_path):
     assert "| 2 most variable genes | 0.410 ± 0.020 (95 %: 0.370 to 0.450) | 0.800 | 51% |" in well
     # of all genes nothing is stated: means of what is known, the share over the one gene that has both
     assert "| all 3 genes | 0.250 | 0.650 | 75% |" in well
-    assert "| colour | 0.310 | yes, by 0.100 |" in well
-    assert "| position | 0.452 | **no**, it is better by 0.042 |" in well
-    assert "| train mean | none | it has none to compare with |" in well
+    assert "| colour alone | 0.310 | yes, by 0.100 |" in well
+    assert "| position alone | 0.452 | **no**, it is better by 0.042 |" in well
+    assert "| training mean | none | it has none to compare with |" in well
     genes = section(card, "Genes")
     assert "Of 3 genes 2 were measured" in genes
     assert "| A | 0.600 | 0.800 |" in genes
@@ -146,7 +146,7 @@ def test_words_of_a_bundle_stay_words(tmp_path):
     assert "a\\|b # c" in card
     assert "<script>" not in card
     assert card.count("```") == 2
-    assert "| colour | 0.200 |" in card
+    assert "| colour alone | 0.200 |" in card
     assert "One patient only" in card
 
 

@@ -108,6 +108,15 @@ def test_a_model_that_is_right_stays_nearly_as_it_was(model, sections, cache, tm
     assert forgot["summary"]["pcc_hvg50"]["mean"] < after["summary"]["pcc_hvg50"]["mean"]
 
 
+def test_both_heads_are_judged_by_the_same_genes(model, sections, cache, tmp_path):
+    made = refit(model, sections[1:], FP32, output=tmp_path / "m", cache=cache)
+    report = json.loads((tmp_path / "m" / "report" / "report.json").read_text())
+    assert set(report["hvg50"]) == set(model.hvg50) == set(made.hvg50)
+    assert len(model.hvg50) == 50
+    assert "| the model before its head was refitted |" in (tmp_path / "m" / "README.md").read_text()
+    assert "% of what these spots say beyond" in made.spec.description
+
+
 def test_shuffled_spots_teach_nothing(model, sections, cache, tmp_path):
     shuffled = peka.read_section(sections[1].path)
     try:
@@ -150,7 +159,7 @@ def test_a_stored_map_shows_the_new_head_without_inference(model, wrong, section
     assert shown.genes == made.head.genes
     assert shown.record["model"]["name"] == "m"
     # and the file itself may be given the new head
-    with pytest.raises(OutputMismatch, match="another model"):
+    with pytest.raises(OutputMismatch, match=r"another gene head \(wrong\) of the same encoder.*takes a moment"):
         predict(slide, made, output=tmp_path / "s.zarr", config=config)
     replaced = predict(slide, made, output=tmp_path / "s.zarr", config=config, overwrite=True)
     assert replaced.record["run"]["resumed_tiles"] == len(replaced.tiles)

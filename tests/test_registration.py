@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -172,3 +173,29 @@ def test_what_is_no_affine(given, tmp_path, monkeypatch):
 def test_spearman_follows_order_only(values):
     assert spearman(values, np.arctan(values / 1e4)) == pytest.approx(1)
     assert spearman(values, -values) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize(
+    ("given", "other", "least", "says"),
+    [
+        ((0.95, 0.3), (0.9, 0.1), 0.5, ""),
+        ((0.40, 0.3), (0.3, 0.1), 0.5, "only 40% of its spots lie on the tissue of C2.jpg: it may be another"),
+        ((0.56, 0.0), (0.99, 0.5), 0.5, r"only 56% .* \(with x flipped it would be 99%\): it may be .* or turned"),
+        ((0.80, 0.1), (0.99, 0.4), 0.5, ""),  # nearly as good: a warning does
+        ((0.56, 0.0), (0.99, 0.5), 0.0, ""),  # somebody knows better
+    ],
+)
+def test_a_section_whose_spots_lie_elsewhere_is_misplaced(given, other, least, says):
+    from pathlib import Path
+    from types import SimpleNamespace
+
+    from napari_peka.workflows.spots import misplaced, refuse_misplaced
+
+    registration = Registration((Orientation("as given", *given), Orientation("x flipped", *other)), 200)
+    one = SimpleNamespace(section_id="C2", registration=registration, slide=SimpleNamespace(path=Path("C2.jpg")))
+    said = misplaced([one], least)
+    assert len(said) == bool(says)
+    if says:
+        assert re.search(says, said[0])
+        with pytest.raises(SectionError, match="min_on_tissue"):
+            refuse_misplaced([one], least)

@@ -478,7 +478,8 @@ def test_a_comparison_says_the_gain_and_whether_it_is_sure(tmp_path):
     table, page = compared(arms, tmp_path, split="each section", warnings=("one patient",), provenance={"seed": 0})
     gain = table["gain_percent"][1]
     assert "Best: vit, bone (image, 4 rotations), mean PCC" in page.words
-    assert f"+0.100 PCC, +{gain:.0f} % (95 % interval +0.100 to +0.100, which leaves out 0)" in page.words
+    gained = f"+0.100 PCC, that is +{gain:.1f} % (95 % interval of the PCC +0.100 to +0.100, which leaves out 0)"
+    assert gained in page.words
     assert "It was picked from 2, which flatters it." in page.words
     assert "1 of 2 adapted ways to predict gain 5 % or more" in page.words
     assert "Spots held out at random, as in the paper, would have changed PCC by 0.02" in page.words

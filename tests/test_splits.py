@@ -125,9 +125,9 @@ def test_named_sections_and_patients_are_held_out():
 
 
 def test_what_cannot_be_split_is_said():
-    with pytest.raises(SettingError, match=r"one patient \(C\).*split by section or by block"):
+    with pytest.raises(SettingError, match=r"one patient \(C\).*hold out section or block"):
         splits.by_patient(["C", "C"])
-    with pytest.raises(SettingError, match=r"one section \(C2\).*split by block"):
+    with pytest.raises(SettingError, match=r"one section \(C2\).*--hold-out block"):
         splits.by_section(["C2"])
     with pytest.raises(UnknownName, match="did you mean C2"):
         splits.named(["c2"], ["C2", "C3"], ["C", "C"])

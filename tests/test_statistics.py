@@ -120,6 +120,12 @@ def test_genes_are_ranked_by_what_two_regions_differ_in():
         peka.compare_regions(prediction, left, shapely.box(0, 0, 1100, 2400))
     with pytest.raises(RegionError, match="the first region has 0 tiles"):
         peka.compare_regions(prediction, shapely.box(0, 0, 10, 10), right)
+    x = prediction.tiles.centre_yx[:, 1]
+    by_mask = peka.compare_regions(prediction, x > 1400, (x < 1000).tolist())
+    np.testing.assert_allclose(by_mask["cohens_d"], table["cohens_d"])
+    for wrong in ((x > 1400)[:10], x, ["a"] * len(x), "tumour"):
+        with pytest.raises(RegionError, match=f"a region is a shapely polygon or {len(x)} bools"):
+            peka.compare_regions(prediction, wrong)
 
 
 def test_a_region_has_a_row_a_gene():

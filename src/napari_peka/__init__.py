@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from napari_peka.io.sample import sample_section, sample_sections, sample_slide
     from napari_peka.io.section import Section, read_section, read_sections
     from napari_peka.io.slide import Slide, open_slide
-    from napari_peka.io.statistics import compare_regions, gene_set_score, gene_table, read_gene_sets, region_table
+    from napari_peka.io.statistics import (
+        compare_regions,
+        gene_set_score,
+        gene_table,
+        known_genes,
+        read_gene_sets,
+        region_table,
+    )
     from napari_peka.io.store import Prediction, read_prediction
     from napari_peka.models.zoo import load_model
     from napari_peka.training.evaluate import EvaluationReport, read_report
@@ -46,6 +53,7 @@ _FACE = {
     "fit_affine": "io.registration",
     "gene_set_score": "io.statistics",
     "gene_table": "io.statistics",
+    "known_genes": "io.statistics",
     "load_forward": "workflows.predict",
     "load_model": "models.zoo",
     "open_slide": "io.slide",
@@ -71,10 +79,10 @@ _FACE = {
 __all__ = [
     "BenchmarkConfig", "EvaluateConfig", "EvaluationReport", "PekaError", "PredictConfig", "Prediction",
     "RefitConfig", "Section", "Slide", "TrainConfig", "benchmark", "compare_regions", "evaluate", "find_tissue",
-    "fit_affine", "gene_set_score", "gene_table", "load_forward", "load_model", "open_slide", "plan_tiles", "predict",
-    "read_gene_sets", "read_prediction", "read_regions", "read_report", "read_section", "read_sections", "refit",
-    "region_table", "regions_by_name", "sample_section", "sample_sections", "sample_slide", "train", "with_model",
-    "write_map",
+    "fit_affine", "gene_set_score", "gene_table", "known_genes", "load_forward", "load_model", "open_slide",
+    "plan_tiles", "predict", "read_gene_sets", "read_prediction", "read_regions", "read_report", "read_section",
+    "read_sections", "refit", "region_table", "regions_by_name", "sample_section", "sample_sections", "sample_slide",
+    "train", "with_model", "write_map",
 ]  # fmt: skip
 
 

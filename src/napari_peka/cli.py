@@ -26,6 +26,7 @@ from napari_peka.cli_output import write_result
 from napari_peka.core.errors import (
     DeviceError,
     EncoderUnavailable,
+    NoResult,
     OutputMismatch,
     PekaError,
     SettingError,
@@ -99,7 +100,7 @@ def main(args: list[str] | None = None) -> None:
 
 def exit_code(e: BaseException) -> int:
     """Return the exit code for an error: 2 for bad input, 1 for what the machine lacks."""
-    return 1 if isinstance(e, _MACHINE) and not isinstance(e, OutputMismatch) else 2
+    return 1 if isinstance(e, _MACHINE) and not isinstance(e, (OutputMismatch, NoResult)) else 2
 
 
 def sentence(e: Exception) -> tuple[str, int]:
@@ -284,9 +285,12 @@ def export(
     named = {} if regions is None else regions_by_name(regions)
     with ExitStack() as opened, console_progress(result.name) as progress:
         shown = None if slide is None else opened.enter_context(open_slide(slide))
-        written = run(
-            prediction, to, output, genes=wanted, regions=named, slide=shown, overwrite=overwrite, progress=progress
-        )
+        try:
+            written = run(
+                prediction, to, output, genes=wanted, regions=named, slide=shown, overwrite=overwrite, progress=progress
+            )
+        except (KeyboardInterrupt, Cancelled) as e:
+            raise Cancelled("interrupted; run the same command again") from e
         data = {
             "result": str(result), "to": to, "files": [str(p) for p in written], "tiles": len(prediction.tiles),
             "unit": prediction.unit, "warnings": list(progress.notes),

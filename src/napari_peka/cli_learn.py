@@ -54,7 +54,7 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML of settings; options here go before it.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; `napari-peka settings` lists them."),
+    typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; `napari-peka settings COMMAND` lists them."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there, or begin anew.")]
@@ -338,8 +338,8 @@ def _write_made(model: Model, opened: list[Section], output: Path, progress: Con
         "summary": document["summary"],
         "warnings": list(progress.notes),
     }
-    text = f"{report_text(document)}\n{files_text(model=output, report=output / REPORT / 'report.html')}"
-    write_result(data, as_json, text)
+    written = files_text(what=model.spec.description, model=output, report=output / REPORT / "report.html")
+    write_result(data, as_json, f"{report_text(document)}\n{written}")
 
 
 def _read_report(folder: Path, progress: ConsoleProgress) -> dict[str, Any]:

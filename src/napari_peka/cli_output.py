@@ -66,7 +66,7 @@ def comparison_text(rows: list[dict[str, Any]]) -> str:
     """Return a benchmark's table as wide as a terminal: what all arms have in common stands above it."""
     names = ("encoder", "adapter", "features", "averaging", "context", "head", "protocol")
     alike = [n for n in names if len({row[n] for row in rows}) == 1]
-    cells = [[n for n in names if n not in alike] + ["PCC", "of ceiling", "gain over the same frozen"]]
+    cells = [[n for n in names if n not in alike] + ["PCC ± sd", "of ceiling", "gain over the same frozen (95 % CI)"]]
     for row in rows:
         line = [str(row[n]) for n in names if n not in alike]
         cells.append([*line, *(_cell(row, key) for key in ("pcc", "share_of_attainable", "gain_percent"))])

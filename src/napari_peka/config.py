@@ -186,14 +186,26 @@ class BenchmarkConfig(Settings):
     evaluate: EvaluateConfig = EvaluateConfig()
 
 
+#: what pydantic says of a value of the wrong kind, in our words
+_WORDS = {
+    "int_parsing": "a whole number", "int_type": "a whole number", "int_from_float": "a whole number",
+    "float_parsing": "a number", "float_type": "a number", "bool_parsing": "true or false",
+    "bool_type": "true or false", "string_type": "text", "list_type": "a list", "dict_type": "names with values",
+}  # fmt: skip
+
+
 def _setting_error(e: ValidationError, kind: type[BaseModel]) -> SettingError:
     first = e.errors()[0]
     name = ".".join(map(str, first["loc"])) or "settings"
     if first["type"] == "extra_forbidden":
-        return SettingError(f"there is no setting {name!r}{near_names(name, kind.model_fields)}")
+        near = near_names(name, kind.model_fields)
+        job = kind.__name__.removesuffix("Config").lower()
+        return SettingError(f"there is no setting {name!r}{near or f'; `napari-peka settings {job}` lists them'}")
     field = kind.model_fields.get(name)
     if first["type"] == "string_pattern_mismatch" and field is not None:
         wanted = f"it is one of {field.description}"
+    elif first["type"] in _WORDS:
+        wanted = f"it must be {_WORDS[first['type']]}"
     else:
         wanted = first["msg"].replace("Input should be", "it must be")
     return SettingError(f"{name} = {first.get('input')!r} cannot be used: {wanted}")

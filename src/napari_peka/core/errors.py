@@ -57,6 +57,10 @@ class StoreError(PekaError, OSError):
     """A result cannot be written, read or resumed."""
 
 
+class NoResult(StoreError):
+    """What is named as a result is none, is not there, or is not finished."""
+
+
 class OutputMismatch(StoreError):
     """The output belongs to another slide, model or setting."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_peka.core import files
-from napari_peka.core.errors import OutputMismatch, SettingError, StoreError, near_names
+from napari_peka.core.errors import OutputMismatch, SettingError, near_names
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.io.exports.base import Export, Format, file_name, is_export
 from napari_peka.io.exports.geojson import write_geojson
@@ -121,7 +121,7 @@ def _check_free(path: Path, overwrite: bool) -> None:
     if not overwrite:
         raise OutputMismatch(f"{path} is there already; choose another output, or overwrite it (--overwrite)")
     if path.is_dir() and not is_export(path):
-        raise StoreError(f"{path} is no export of napari-peka and is not replaced; choose another output")
+        raise OutputMismatch(f"{path} is no export of napari-peka and is not replaced; choose another output")
 
 
 def _chosen(prediction: Prediction, kind: Format, genes: Sequence[str] | None) -> tuple[str, ...]:
@@ -149,6 +149,13 @@ def _targets(
 ) -> list[tuple[Path, tuple[str, ...]]]:
     low = output.name.lower()
     ending = next((e for e in sorted(kind.endings, key=len, reverse=True) if low.endswith(e)), None)
+    if ending is None and not output.is_dir():
+        other = next((f for f in FORMATS.values() if low.endswith(f.endings)), None)
+        if other is not None:
+            raise SettingError(
+                f"{output.name} is a name for {other.name}, not for {kind.name}: end it in {kind.endings[0]}, or name "
+                "a folder"
+            )
     is_file = ending is not None and (not output.is_dir() or kind.endings[0].endswith(".zarr"))
     if is_file:
         assert ending is not None

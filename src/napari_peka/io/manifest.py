@@ -53,7 +53,9 @@ def read_manifest(path: str | Path, *, progress: Progress = NULL) -> list[Entry]
     try:
         with path.open(newline="", encoding="utf-8-sig") as f:
             rows = list(csv.reader(f))
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
+    except OSError as e:
+        raise SectionError(f"the manifest {path} cannot be read: {e.strerror or e}") from e
+    except (UnicodeDecodeError, csv.Error) as e:
         raise SectionError(f"the manifest {path} cannot be read ({e})") from e
     rows = [[cell.strip() for cell in row] for row in rows]
     rows = [row for row in rows if any(row) and not row[0].startswith("#")]

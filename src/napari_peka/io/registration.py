@@ -100,7 +100,7 @@ class Registration:
             said.append(
                 f"with {self.best.name} {self.best.on_tissue:.0%} of the spots lie on tissue and their counts follow "
                 f"its density with r = {self.best.correlation:.2f}; as given it is {self.given.on_tissue:.0%} and r = "
-                f"{self.given.correlation:.2f}: the image may be flipped or its axes swapped"
+                f"{self.given.correlation:.2f}: the image may be flipped or its axes swapped, or another section's"
             )
         return said
 
@@ -253,21 +253,25 @@ def read_affine(given: Any) -> AffineFit:
     SectionError
         If it is neither, or the affine maps everything onto a line.
     """
+    where = ""
     if isinstance(given, (str, Path)):
+        where = f" in {given}"
         try:
             given = json.loads(Path(given).read_text("utf-8"))
-        except (OSError, ValueError) as e:
-            raise SectionError(f"the affine {given} cannot be read ({e})") from e
+        except OSError as e:
+            raise SectionError(f"the affine{where} cannot be read: {e.strerror or e}") from e
+        except ValueError as e:
+            raise SectionError(f"the affine{where} is not JSON ({e})") from e
     if isinstance(given, dict):
         if {"from", "to"} <= set(given):
             return fit_affine(given["from"], given["to"])
-        given = given.get("affine")
+        given = given.get("affine", given)
     try:
         affine = np.asarray(given, np.float64)
     except (TypeError, ValueError):
         affine = np.empty(0)
     if affine.shape != (2, 3) or not np.isfinite(affine).all():
-        raise SectionError(f"an affine is [[a, b, c], [d, e, f]] or point pairs {{from, to}}, got {given!r}")
+        raise SectionError(f"an affine is [[a, b, c], [d, e, f]] or point pairs {{from, to}}, got {given!r}{where}")
     if abs(np.linalg.det(affine[:, :2])) < 1e-12:
         raise SectionError(f"the affine {affine.tolist()} maps everything onto a line")
     return AffineFit(affine, float("nan"))

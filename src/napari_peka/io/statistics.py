@@ -239,6 +239,12 @@ def _ring(prediction: Prediction) -> Neighbours:
 def _rows(centre_yx: npt.NDArray[np.float64], region: Any) -> npt.NDArray[np.bool_]:
     import shapely
 
-    if isinstance(region, np.ndarray):
-        return region.astype(bool)
-    return np.asarray(shapely.contains_xy(region, centre_yx[:, 1], centre_yx[:, 0]))
+    if isinstance(region, shapely.Geometry):
+        return np.asarray(shapely.contains_xy(region, centre_yx[:, 1], centre_yx[:, 0]))
+    mask = np.asarray(region)
+    if mask.dtype != bool or mask.shape != (len(centre_yx),):
+        raise RegionError(
+            f"a region is a shapely polygon or {len(centre_yx)} bools, one a tile, got {type(region).__name__} of "
+            f"shape {mask.shape} and {mask.dtype}"
+        )
+    return mask

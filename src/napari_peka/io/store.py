@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.core import files
-from napari_peka.core.errors import OutputMismatch, StoreError
+from napari_peka.core.errors import NoResult, OutputMismatch, StoreError
 from napari_peka.core.geometry import Block, TileSpec, TileTable
 from napari_peka.core.head import GeneHead
 from napari_peka.core.neighbours import Neighbours, neighbour_mean
@@ -188,7 +188,7 @@ class RunStore:
         identity = self.record["identity"]
         before = self._unfinished()
         if self.path.exists():
-            of_result = _identity_of_result(self.path)
+            of_result = identity_of_result(self.path)
             if of_result == identity:
                 if before == identity:  # killed after the last rename: only the tidying was left to do
                     files.remove_tree(self.partial)
@@ -215,7 +215,7 @@ class RunStore:
 
     def finished(self) -> bool:
         """Whether the final result of this very run is there already."""
-        return self.path.exists() and _identity_of_result(self.path) == self.record["identity"]
+        return self.path.exists() and identity_of_result(self.path) == self.record["identity"]
 
     def done(self, blocks: Sequence[Block]) -> set[int]:
         """Return the blocks whose files are there and whole."""
@@ -318,13 +318,13 @@ def read_prediction(path: Path | str) -> Prediction:
     path = Path(path)
     if not path.exists():
         if path.with_name(path.name + ".partial").exists():
-            raise StoreError(f"{path} is not finished; run the same prediction again, it resumes")
-        raise StoreError(f"there is no result at {path}")
+            raise NoResult(f"{path} is not finished; run the same prediction again, it resumes")
+        raise NoResult(f"there is no result at {path}")
     try:
         adata = anndata.read_zarr(path)
         record = json.loads(adata.uns[UNS]["record"])
         if record["format"] > FORMAT:
-            raise StoreError(f"{path} is of a newer version of napari-peka; update to read it")
+            raise NoResult(f"{path} is of a newer version of napari-peka; update to read it")
         spec = TileSpec(**record["tile_spec"])
         embeddings = np.asarray(adata.obsm[EMBEDDINGS])
         weights = np.ascontiguousarray(np.asarray(adata.varm[WEIGHTS], np.float32).T)
@@ -348,7 +348,7 @@ def read_prediction(path: Path | str) -> Prediction:
     except StoreError:
         raise
     except Exception as e:
-        raise StoreError(f"{path} is not a napari-peka result or is damaged ({type(e).__name__}: {e})") from e
+        raise NoResult(f"{path} is not a napari-peka result or is damaged ({type(e).__name__}: {e})") from e
     return Prediction(tiles, embeddings, head, adata.obs["read_ok"].to_numpy(bool), record, path)
 
 
@@ -393,7 +393,14 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _identity_of_result(path: Path) -> dict[str, Any]:
+def identity_of_result(path: Path) -> dict[str, Any]:
+    """Return what a finished result is, without reading it.
+
+    Raises
+    ------
+    StoreError
+        If there is something else at `path`.
+    """
     import zarr
 
     try:

@@ -88,8 +88,8 @@ class HeadRef(_Part):
     """What the gene head reads and predicts, and how well it did on data that it never saw.
 
     ``n_dims`` is the number of rows of its weights: twice the embedding's width with ``context_um``, the radius of
-    the neighbours whose mean embedding is read as well. ``hvg50``: the 50 most variable genes of the training spots,
-    of any fold. ``neighbour_smoothing``: it was fitted and judged on counts averaged over neighbouring spots, which
+    the neighbours whose mean embedding is read as well. ``hvg50``: the 50 most variable genes of the training
+    spots. ``neighbour_smoothing``: it was fitted and judged on counts averaged over neighbouring spots, which
     flatters.
     """
 

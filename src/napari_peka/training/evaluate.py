@@ -20,7 +20,7 @@ import pandas as pd
 from napari_peka.core import files
 from napari_peka.core.errors import SettingError, StoreError, UnknownName, near_names
 from napari_peka.training.baselines import BEFORE
-from napari_peka.training.scoring import Measured, Scoreboard, gene_columns, part_columns, score_parts, summarise
+from napari_peka.training.scoring import TIE, Measured, Scoreboard, gene_columns, part_columns, score_parts, summarise
 
 #: version of ``report.json``; keys may be added under one version, never renamed
 SCHEMA = 1
@@ -315,11 +315,14 @@ def _warnings(
         yield f"{n} of {measured[0].truth.shape[1]} genes do not vary over the held-out spots of {section}: not scored"
     mine = summary["pcc_hvg50"]["mean"]
     for name, scores in summary["baselines"].items():
-        if scores["pcc_hvg50"]["mean"] >= mine:
+        other = scores["pcc_hvg50"]["mean"]
+        if other > mine - TIE:
             who = "the model as it was before" if name == BEFORE else f"the baseline {name}"
-            yield (
-                f"{who} scores {scores['pcc_hvg50']['mean']:.3f} and the model {mine:.3f} (PCC, HVG50): the model has "
-                "learnt no more than that"
-            )
+            worse = other > mine + TIE
+            if name == BEFORE:
+                found = "the refit made it worse" if worse else "the refit has gained nothing in PCC"
+            else:
+                found = "the model is worse than that" if worse else "the model has learnt no more than that"
+            yield f"{who} scores {other:.3f} and the model {mine:.3f} (PCC, HVG50): {found}"
     if summary["share_of_attainable_hvg50"] > 1:
         yield "the score lies above the noise ceiling: look for test spots among the training spots"

@@ -115,8 +115,9 @@ def _verdict(rows: list[dict[str, Any]], split: str) -> Iterator[str]:
 def _gains(adapted: list[dict[str, Any]]) -> Iterator[str]:
     most = max(adapted, key=lambda row: row["difference"])
     low, high = most["difference_ci95"]
-    gain = f", {most['gain_percent']:+.0f}{words.SPACE}%" if math.isfinite(most["gain_percent"]) else ""
-    said = f"{_called(most)}, {most['difference']:+.3f} PCC{gain} (95{words.SPACE}% interval {low:+.3f} to {high:+.3f}"
+    gain = f", that is {most['gain_percent']:+.1f}{words.SPACE}%" if math.isfinite(most["gain_percent"]) else ""
+    interval = f"95{words.SPACE}% interval of the PCC {low:+.3f} to {high:+.3f}"
+    said = f"{_called(most)}, {most['difference']:+.3f} PCC{gain} ({interval}"
     if most["difference"] <= 0:
         yield f"Nothing is better than the same encoder frozen, averaged and read alike. Nearest to it: {said})."
         return

@@ -74,6 +74,8 @@ def _maps_of(report: EvaluationReport, i: int, gene: str, title: str, sections: 
         n = int(np.isfinite(spots.residual).sum())
         own = gene_scores(spots.truth[:, None], spots.predicted[:, None], ("pcc",))["pcc"][0] if n else math.nan
         what = f"section {name} (patient {sections[name][0].patient_id}): PCC {number(own)} over {count(n, 'spot')}"
+        if len(sections[name]) > 1:  # the figure above is a mean over parts
+            what += f" of {len(sections[name])} parts together"
         pictures.append(
             picture(
                 plots.gene_map(spots, report.unit, limits, residual),

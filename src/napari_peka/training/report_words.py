@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from napari_peka.training.baselines import BEFORE
+from napari_peka.training.scoring import TIE
 from napari_peka.training.targets import N_VARIABLE
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def verdict(report: EvaluationReport) -> list[str]:
         ahead = pcc.mean - baseline.mean
         said.append(
             f"It is {number(ahead)} above {name} ({number(baseline.mean)}), the best of the baselines."
-            if ahead >= 0.005
+            if ahead >= TIE
             else f"It is not better than {name} ({number(baseline.mean)}){'' if name == _WAS else _BLIND}."
         )
     said.append(f"Split: {_sentence(report.split)}")

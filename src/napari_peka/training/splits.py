@@ -71,7 +71,7 @@ def by_patient(patients: Sequence[str]) -> list[Fold]:
     """
     if len(set(patients)) < 2:
         raise SettingError(
-            f"all spots are of one patient ({_only(patients)}), so none can be held out; split by section or by block,"
+            f"all spots are of one patient ({_only(patients)}), so none can be held out; hold out section or block,"
             " or name the patient of each section in a manifest"
         )
     return _each_in_turn(patients)
@@ -91,7 +91,7 @@ def by_section(sections: Sequence[str]) -> list[Fold]:
         If there is one section only.
     """
     if len(set(sections)) < 2:
-        raise SettingError(f"there is one section ({_only(sections)}), so none can be held out; split by block")
+        raise SettingError(f"there is one section ({_only(sections)}), so none can be held out; take --hold-out block")
     return _each_in_turn(sections)
 
 

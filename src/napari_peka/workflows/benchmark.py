@@ -100,8 +100,10 @@ def benchmark(
         write_table(table, built, TABLE)
         write_comparison_html(
             table, built / f"{TABLE}.html", split=split.words.partition(";")[0],
-            provenance={**identity, "sections": part.provenance(paired), "versions": versions()},
             warnings=warnings,
+            provenance={
+                "settings": _shared(identity["settings"]), "sections": part.provenance(paired), "versions": versions(),
+            },
         )  # fmt: skip
         place.finish(built)
     return table
@@ -120,6 +122,12 @@ def _of_one_patient(table: pd.DataFrame, progress: Progress) -> list[str]:
     said = "the held-out spots are of one patient: the intervals speak of sections and genes, not of other patients"
     progress.note(said)
     return [said]
+
+
+def _shared(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings without those of training that every arm has of its own."""
+    own = {"encoder", "adapter", "seed", "rotations", "context_um", "features"}
+    return settings | {"train": {k: v for k, v in settings["train"].items() if k not in own}}
 
 
 @dataclass(frozen=True)
@@ -309,6 +317,9 @@ class EncoderTable:
         self, cell: Cell, parts: list[Measured], goal: part.Goal, hvg50: dict[str, list[str]], protocol: str
     ) -> Arm:
         """Score one arm."""
+        # groups are sections that train: with one of them the penalty is chosen otherwise
+        trains = [set(self.paired.section[f.train]) for f in self.split.folds]
+        alone = self.base.ridge_alpha == "groups" and all(len(names) < 2 for names in trains)
         report = evaluate(
             parts, goal.genes, self.base.unit, hvg50=hvg50, model=f"{self.encoder} {cell.adapter}", split=protocol,
             neighbour_smoothing=self.base.smooth_um is not None, optimistic=protocol == "paper",
@@ -317,5 +328,5 @@ class EncoderTable:
             report, encoder=self.encoder, adapter=cell.adapter, features=cell.features,
             averaging=f"{cell.rotations} rotations" if cell.rotations > 1 else "",
             context="" if cell.context_um is None else f"{cell.context_um:g} µm",
-            head=f"ridge ({self.base.ridge_alpha})",
+            head=f"ridge ({'gcv' if alone else self.base.ridge_alpha})",
         )  # fmt: skip

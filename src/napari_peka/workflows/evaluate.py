@@ -10,7 +10,7 @@ import numpy as np
 
 from napari_peka.config import EvaluateConfig, PredictConfig
 from napari_peka.core import files
-from napari_peka.core.errors import StoreError
+from napari_peka.core.errors import OutputMismatch
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.io.cache import TILES, kept_in
 from napari_peka.io.section import Section, as_sections
@@ -23,8 +23,10 @@ from napari_peka.training.paired import gather
 from napari_peka.training.scoring import Measured
 from napari_peka.training.targets import N_VARIABLE, expression, most_variable
 from napari_peka.workflows.folds import ceiling, provenance
-from napari_peka.workflows.spots import embed_spots, genes_in_both, relation, unit_of
+from napari_peka.workflows.spots import embed_spots, genes_in_both, misplaced, relation, unit_of
 
+#: least share of a section's spots on tissue; with fewer its image is not believed, and a warning says so
+LEAST_ON_TISSUE = 0.5
 #: fold of sections that no fold was made of
 GIVEN = "as given"
 
@@ -106,9 +108,10 @@ def evaluate(
             "the model does not say which genes vary most in its training: those of these sections are used"
         )
     split, seen = relation(model, paired)
+    warnings = [*seen, *misplaced(sections, LEAST_ON_TISSUE), *warnings]
     report = score(
         measured, genes, unit, hvg50=hvg50, model=model.name, split=split, half_width_90=model.residual_q90[in_model],
-        warnings=[*seen, *warnings], neighbour_smoothing=False, optimistic=False, seed=config.seed,
+        warnings=warnings, neighbour_smoothing=False, optimistic=False, seed=config.seed,
         provenance={
             "model": {"name": model.name, "digest": model.digest, "pcc_split": model.spec.head.pcc_split},
             "sections": provenance(paired),
@@ -125,8 +128,10 @@ def evaluate(
 def _check_folder(folder: Path) -> None:
     """Refuse a folder that cannot take a report, before the work and not after it."""
     files.check_writable(folder)
-    if (folder / SPEC_FILE).exists():
-        raise StoreError(f"{folder} is a model, whose files are its own; choose another folder for the report")
+    if model := next((p for p in (folder, *folder.absolute().parents) if (p / SPEC_FILE).exists()), None):
+        raise OutputMismatch(
+            f"{folder} belongs to the model {model}, whose files and report are its own; choose another folder"
+        )
 
 
 def _versions() -> dict[str, str]:

@@ -115,13 +115,15 @@ def plan_split(paired: Paired, hold_out: str | None) -> Split:
     if hold_out == "patient":
         if unnamed := paired.unnamed:
             raise SettingError(
-                f"whose {', '.join(unnamed[:5])} {'are' if unnamed[1:] else 'is'} nobody says, so no patient can be "
+                f"nobody says whose {', '.join(unnamed[:5])} {'are' if unnamed[1:] else 'is'}, so no patient can be "
                 "left out: name them in a manifest's column patient, or with --patient or patient="
             )
         return Split("patient", splits.by_patient(patient), True, f"{of}, each patient {turn}")
     if hold_out == "block":
         folds = splits.by_block(section, paired.centre_um, N_BLOCKS)
-        return Split("block", folds, True, f"{of}, a block of each section {turn}")
+        within = "scored within the block, which is harder than over a whole section"
+        return Split("block", folds, True, f"{of}, a block of each section left out in turn to judge ({within}); then "
+                     "trained on all")  # fmt: skip
     names = [name for name in map(str.strip, hold_out.split(",")) if name]
     if not names:
         raise SettingError("hold_out must be section, patient, block, or names of sections or patients")

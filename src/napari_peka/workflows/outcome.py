@@ -91,7 +91,7 @@ def save_outcome(
             "options": learnt.spec.options,
         },
         translate=[layers[0][0].shape[1], *(len(weight) for weight, _ in layers)] if layers else [],
-        head=_head_ref(head, features, config.context_um, report, goal),
+        head=_head_ref(head, features, config.context_um, report, goal, goal.hvg50(paired, outcome.train)),
         training={
             **record, "summary": report.summary, "learnt": learnt.record | {"head": outcome.head.record},
         },
@@ -101,7 +101,8 @@ def save_outcome(
 
 def save_refit(
     folder: Path, name: str, model: Model, head: FittedHead, embedding: npt.NDArray[np.float32],
-    train: npt.NDArray[np.bool_], report: EvaluationReport, paired: Paired, goal: Goal, record: dict[str, Any],
+    train: npt.NDArray[np.bool_], report: EvaluationReport, paired: Paired, goal: Goal, hvg50: list[str],
+    record: dict[str, Any],
 ) -> Model:  # fmt: skip
     """Write a bundle that sees what another sees, with a head of its own.
 
@@ -121,12 +122,16 @@ def save_refit(
         How such heads did on what was held out.
     paired, goal
         On what it was fitted.
+    hvg50
+        The genes by which it is judged.
     record
         Provenance, fit for JSON.
     """
     old = model.spec
     n = len(paired.sections)
-    how = f"Its gene head was refitted on {n} section{'s' * (n > 1)} of {paired.whose}."
+    share = head.record.get("share_of_correction")
+    kept = "from nothing" if share is None else f"levels, and {share:.0%} of what these spots say beyond"
+    how = f"Its gene head was refitted on {n} section{'s' * (n > 1)} of {paired.whose} ({kept})."
     spec = BundleSpec(
         schema=1,
         name=name,
@@ -137,7 +142,7 @@ def save_refit(
         adapter=old.adapter,
         translate=old.translate,
         translate_activation=old.translate_activation,
-        head=_head_ref(head, old.head.features, old.head.context_um, report, goal),
+        head=_head_ref(head, old.head.features, old.head.context_um, report, goal, hvg50),
         training={
             **record, "sections": [*model.trained_on, *record["sections"]], "summary": report.summary,
             "learnt": {"head": head.record},
@@ -160,12 +165,12 @@ def _of_head(
 
 
 def _head_ref(
-    head: FittedHead, features: Any, context_um: float | None, report: EvaluationReport, goal: Goal
-) -> HeadRef:
+    head: FittedHead, features: Any, context_um: float | None, report: EvaluationReport, goal: Goal, hvg50: list[str],
+) -> HeadRef:  # fmt: skip
     return HeadRef(
         features=features, n_dims=len(head.weights), context_um=context_um, genes=list(goal.genes),
         gene_ids=list(goal.gene_ids), unit=report.unit, pcc=_rounded(report.genes["pcc"]), pcc_split=report.split,
-        attainable_pcc=_rounded(report.genes["attainable_pcc"]), hvg50=list(report.hvg50),
+        attainable_pcc=_rounded(report.genes["attainable_pcc"]), hvg50=hvg50,
         neighbour_smoothing=report.neighbour_smoothing,
     )  # fmt: skip
 

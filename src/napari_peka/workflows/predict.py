@@ -16,13 +16,21 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.config import PredictConfig
-from napari_peka.core.errors import NoTissue, SettingError, StoreError
+from napari_peka.core.errors import NoTissue, OutputMismatch, SettingError, StoreError
 from napari_peka.core.geometry import Block, TileTable
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.infer.schedule import Schedule
 from napari_peka.infer.tissue import Tissue, find_tissue
 from napari_peka.io.regions import check_region
-from napari_peka.io.store import FORMAT, RESEARCH_USE, Prediction, RunStore, read_prediction, result_path
+from napari_peka.io.store import (
+    FORMAT,
+    RESEARCH_USE,
+    Prediction,
+    RunStore,
+    identity_of_result,
+    read_prediction,
+    result_path,
+)
 
 if TYPE_CHECKING:
     from napari_peka.infer.engine import Forward
@@ -165,7 +173,12 @@ def predict(
     tiles = plan_tiles(slide, model, config, tissue=tissue, region=region)
     record = _record(slide, model, tiles, config, forward)
     blocks = tiles.blocks()
-    known = _known_embeddings(path, record) if overwrite else None
+    known = _known_embeddings(path, record)
+    if known is not None and not overwrite:
+        raise OutputMismatch(
+            f"{path} was read by another gene head ({known.record['model']['name']}) of the same encoder: overwrite it "
+            "(--overwrite), which takes a moment, or choose another output"
+        )
     with RunStore(path, tiles, model.head, record, overwrite=overwrite) as store:
         if store.finished():
             ready = read_prediction(path)
@@ -244,13 +257,15 @@ def _check_kinds(slide: object, model: object) -> None:
 
 def _known_embeddings(path: Path, record: dict[str, Any]) -> Prediction | None:
     """Return a result from which only the gene head differs, or None."""
+    now = record["identity"]
     try:
-        before = read_prediction(path)
+        before = identity_of_result(path) if path.exists() else {}
+        if not before or [k for k in now if before.get(k) != now[k]] != ["model"]:
+            return None
+        known = read_prediction(path)
     except StoreError:
         return None
-    same = all(before.record["identity"].get(k) == v for k, v in record["identity"].items() if k != "model")
-    sees = before.record["model"].get("embedding_digest") == record["model"]["embedding_digest"]
-    return before if same and sees else None
+    return known if known.record["model"].get("embedding_digest") == record["model"]["embedding_digest"] else None
 
 
 def _embed(

@@ -100,7 +100,8 @@ def refit(
         final = walk.fit(train, progress)
         built = place.folder / "bundle"
         files.remove_tree(built)
-        save_refit(built, Path(output).name, model, final, own, train, report, paired, goal, walk.record())
+        hvg50 = walk.judged_by(train)
+        save_refit(built, Path(output).name, model, final, own, train, report, paired, goal, hvg50, walk.record())
         progress.stage("writing the report")
         report.write(built / REPORT)
         place.finish(built)
@@ -203,6 +204,12 @@ class _Refit:
             hit, norm = hit + float((correction * wrong).sum()), norm + float((correction**2).sum())
         return float(np.clip(hit / norm, 0, 1)) if norm > 0 else 0.0
 
+    def judged_by(self, train: npt.NDArray[np.bool_]) -> list[str]:
+        """Return the genes by which both heads are judged: the model's own where they were measured here."""
+        genes = set(self.goal.genes)
+        own = [g for g in self.model.hvg50 if g in genes]
+        return own if len(own) >= N_VARIABLE // 2 else self.goal.hvg50(self.paired, train)
+
     def report(self, name: str) -> EvaluationReport:
         """Judge a head for each fold by what was held out of it."""
         ceilings = part.Ceilings(self.paired, self.goal, self.settings.unit, seed=self.config.seed)
@@ -211,7 +218,7 @@ class _Refit:
         for fold in self.split.folds:
             predicted = self.fit(fold.train)(self.features)
             baselines = part.baselines_of(self.goal, fold.train)
-            hvg50[fold.name] = self.goal.hvg50(self.paired, fold.train)
+            hvg50[fold.name] = self.judged_by(fold.train)
             for m in part.measure(predicted, self.goal, self.paired, fold, self.config.seed, baselines, ceilings):
                 rows = np.flatnonzero(fold.test & (self.paired.section == m.section_id))
                 measured.append(dataclasses.replace(m, baselines=m.baselines | {BEFORE: before[rows]}))

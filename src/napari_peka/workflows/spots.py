@@ -44,31 +44,49 @@ def unit_of(model: Model) -> Unit:
     )
 
 
-def refuse_misplaced(sections: Sequence[Section], least: float) -> None:
-    """Refuse sections of which too few spots lie on tissue, before anything is learnt from the wrong picture.
+#: another orientation with so many more of the spots on tissue is the right one
+_CLEARLY_TURNED = 0.25
+
+
+def misplaced(sections: Sequence[Section], least: float) -> list[str]:
+    """Return a sentence for each section whose spots do not belong where they lie on its image.
 
     Parameters
     ----------
     sections
         From :func:`read_sections`.
     least
-        Least share of spots on tissue, 0 to 1.
+        Least share of spots on tissue, 0 to 1; 0: none is misplaced. A section of which another orientation has far
+        more of the spots on tissue is misplaced too.
+    """
+    said = []
+    for s in sections:
+        if s.registration is None or not least:
+            continue
+        given, best = s.registration.given, s.registration.best
+        turned = best is not given and best.on_tissue > given.on_tissue + _CLEARLY_TURNED
+        if given.on_tissue >= least and not turned:
+            continue
+        hint = f" (with {best.name} it would be {best.on_tissue:.0%})" if best is not given else ""
+        said.append(
+            f"{s.section_id}: only {given.on_tissue:.0%} of its spots lie on the tissue of {s.slide.path.name}{hint}: "
+            "it may be another section's image, or turned"
+        )
+    return said
+
+
+def refuse_misplaced(sections: Sequence[Section], least: float) -> None:
+    """Refuse sections that are :func:`misplaced`, before anything is learnt from the wrong picture.
 
     Raises
     ------
     SectionError
         For the first such section.
     """
-    for s in sections:
-        if s.registration is None or s.registration.given.on_tissue >= least:
-            continue
-        best, hint = s.registration.best, ""
-        if best is not s.registration.given:
-            hint = f" (with {best.name} it would be {best.on_tissue:.0%})"
+    for text in misplaced(sections, least):
         raise SectionError(
-            f"{s.section_id}: only {s.registration.given.on_tissue:.0%} of its spots lie on the tissue of "
-            f"{s.slide.path.name}{hint}: it may be another section's image, or turned; name the right one (--image), "
-            "map the positions (--affine), or set min_on_tissue lower where the tissue is too pale to be found"
+            f"{text}; name the right one (--image), map the positions (--affine), or set min_on_tissue to 0 where the "
+            "tissue is only too pale to be found"
         )
 
 

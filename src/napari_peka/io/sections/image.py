@@ -143,7 +143,8 @@ def _choose(
         if share >= _NEARLY_ALL:
             fits.append(candidate)
         else:
-            reasons.append(f"{candidate.name} ({size}) holds {share:.0%} of the spots{hint}")
+            moved = "" if scaled else " where the affine puts them"
+            reasons.append(f"{candidate.name} ({size}) holds {share:.0%} of the spots{moved}{hint}")
     if fits:
         if len(fits) > 1:
             others = ", ".join(p.name for p in fits[1:4])
@@ -152,6 +153,8 @@ def _choose(
             )
         return fits[0], 1.0
     why = f" ({'; '.join(reasons[:3])})" if reasons else ""
+    if reasons and not scaled:
+        raise SectionError(f"the affine does not fit {path}: {'; '.join(reasons[:3])}; check it, or name the image")
     if found.overview is None:
         raise SectionError(
             f"no image was found for {path}: looked for {found.looked}{why}; name it with --image or image="
