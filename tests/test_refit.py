@@ -113,7 +113,7 @@ def test_both_heads_are_judged_by_the_same_genes(model, sections, cache, tmp_pat
     report = json.loads((tmp_path / "m" / "report" / "report.json").read_text())
     assert set(report["hvg50"]) == set(model.hvg50) == set(made.hvg50)
     assert len(model.hvg50) == 50
-    assert "| the model before its head was refitted |" in (tmp_path / "m" / "README.md").read_text()
+    assert "| the model before |" in (tmp_path / "m" / "README.md").read_text()
     assert "% of what these spots say beyond" in made.spec.description
 
 

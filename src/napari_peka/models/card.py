@@ -34,12 +34,12 @@ _FEATURES = {
     "image+peka": "the encoder's embedding and its translation towards the teacher's",
 }
 #: what the card says in words; the rest of a training record is shown as it is
-#: what simpler models are called; a difference in mean PCC below the tie is none
-_BASELINES = {
-    "train_mean": "training mean", "colour": "colour alone", "position": "position alone",
-    "before": "the model before its head was refitted",
+#: what simpler models, and a model before its head was refitted, are called
+BASELINE_NAMES = {
+    "train_mean": "training mean", "colour": "colour alone", "position": "position alone", "before": "the model before",
 }  # fmt: skip
-_TIE = 0.005
+#: a difference in mean PCC below this is none
+TIE = 0.005
 _SAID = frozenset("data tissue sections summary baselines settings seeds versions data_digest made_by".split())
 
 
@@ -192,7 +192,9 @@ def _baselines(model: Model) -> str:
     if not scores:
         return "Nobody says whether it beats simple baselines."
     mean = _mean_pcc(model, "hvg50")
-    rows = [(_BASELINES.get(k, k.replace("_", " ")), _number(v, "none"), _beats(mean, v)) for k, v in scores.items()]
+    rows = [
+        (BASELINE_NAMES.get(k, k.replace("_", " ")), _number(v, "none"), _beats(mean, v)) for k, v in scores.items()
+    ]
     return "Against simpler models on the same spots (most variable genes):\n\n" + _table(
         ("baseline", "PCC", "is it beaten"), rows
     )
@@ -203,7 +205,7 @@ def _beats(mean: float, other: float) -> str:
         return "it has none to compare with"
     if math.isnan(mean):
         return "unknown"
-    if abs(mean - other) < _TIE:
+    if abs(mean - other) < TIE:
         return "**no**, it is as good"
     return f"yes, by {mean - other:.3f}" if mean > other else f"**no**, it is better by {other - mean:.3f}"
 

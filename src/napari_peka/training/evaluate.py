@@ -19,8 +19,9 @@ import pandas as pd
 
 from napari_peka.core import files
 from napari_peka.core.errors import SettingError, StoreError, UnknownName, near_names
+from napari_peka.models.card import TIE
 from napari_peka.training.baselines import BEFORE
-from napari_peka.training.scoring import TIE, Measured, Scoreboard, gene_columns, part_columns, score_parts, summarise
+from napari_peka.training.scoring import Measured, Scoreboard, gene_columns, part_columns, score_parts, summarise
 
 #: version of ``report.json``; keys may be added under one version, never renamed
 SCHEMA = 1

@@ -11,16 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from napari_peka.models.card import BASELINE_NAMES, TIE
 from napari_peka.training.baselines import BEFORE
-from napari_peka.training.scoring import TIE
 from napari_peka.training.targets import N_VARIABLE
 
 if TYPE_CHECKING:
     from napari_peka.training.evaluate import EvaluationReport
 
-BASELINE_NAMES = {
-    "train_mean": "training mean", "colour": "colour alone", "position": "position alone", BEFORE: "the model before",
-}  # fmt: skip
 _WAS, _BLIND = BASELINE_NAMES[BEFORE], ", which sees no structure of the tissue"
 #: how a split in words begins when sections that are judged were trained on
 TRAINED_ON = "TRAINED ON"

@@ -16,8 +16,6 @@ from napari_peka.training.metrics import METRICS, gene_scores, nan_mean, nan_sd
 Table = npt.NDArray[np.float64]
 #: below this a noise ceiling is mostly chance (see ``attainable_pcc``), and a share of it says nothing
 MIN_ATTAINABLE = 0.2
-#: a difference in mean PCC below this is none
-TIE = 0.005
 
 
 @dataclass(frozen=True, eq=False)
