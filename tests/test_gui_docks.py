@@ -21,7 +21,7 @@ from qtpy.QtCore import Qt
 
 from napari_peka.core.errors import StoreError
 from napari_peka.core.progress import JobProgress
-from napari_peka.gui import layers
+from napari_peka.gui import layers, region_layers
 from napari_peka.gui.explore_widget import ExploreWidget
 from napari_peka.gui.export_panel import LISTED, THIS
 from napari_peka.gui.gene_model import DIFFERENCE, MEASURES
@@ -579,7 +579,7 @@ def test_regions_have_numbers_and_genes_are_ranked_by_their_difference(viewer, q
     cells = [[dock.regions.table.item(i, j).text() for j in range(4)] for i in range(2)]
     assert [c[0] for c in cells] == ["tumour", "region 2"]
     mpp = prediction.tiles.slide_mpp
-    regions = layers.regions_of(shapes, mpp)
+    regions = region_layers.regions_of(shapes, mpp)
     wanted = peka.region_table(prediction, regions, ["ERBB2"])
     assert [int(c[1]) for c in cells] == wanted["tiles"].tolist()
     assert [c[2] for c in cells] == [f"{v:.2f}" for v in wanted["mean"]]

@@ -17,7 +17,7 @@ from napari.layers import Image, Shapes
 from napari_peka.core.errors import RegionError, UnknownName
 from napari_peka.core.geometry import TileSpec, TileTable
 from napari_peka.core.head import GeneHead
-from napari_peka.gui import layers
+from napari_peka.gui import layers, region_layers
 from napari_peka.io.slide import open_slide
 from napari_peka.io.store import Prediction
 
@@ -143,28 +143,28 @@ class TestRegion:
         corners = [slide.data_to_world((y - 0.5, x - 0.5)) for y, x in [(10, 20), (10, 220), (110, 220), (110, 20)]]
         for scale in ((1, 1), (0.25, 0.25)):  # in µm, or as drawn on a layer of another scale
             shapes = Shapes(np.array(corners) / scale, shape_type="rectangle", scale=scale)
-            assert layers.region_of(shapes, slide).bounds == pytest.approx((20, 10, 220, 110), abs=1e-3)
+            assert region_layers.region_of(shapes, slide).bounds == pytest.approx((20, 10, 220, 110), abs=1e-3)
 
     def test_ellipse_and_polygon_are_joined(self, slide):
         box = np.array([[100, 100], [100, 200], [200, 200], [200, 100]])
         shapes = Shapes(ndim=2)
         shapes.add(box, shape_type="ellipse")
         shapes.add(box + 500, shape_type="polygon")
-        area = layers.region_of(shapes, slide).area * MPP[0] * MPP[1]
+        area = region_layers.region_of(shapes, slide).area * MPP[0] * MPP[1]
         assert area == pytest.approx(np.pi * 50**2 + 100**2, rel=0.005)
 
     def test_nothing_drawn_is_a_sentence(self, slide):
         shapes = Shapes([[0, 0], [9, 9]], shape_type="line", name="mine")
         with pytest.raises(RegionError, match="no area in the layer 'mine'"):
-            layers.region_of(shapes, slide)
+            region_layers.region_of(shapes, slide)
 
     def test_a_region_stays_where_it_was_drawn_when_the_slide_is_scaled(self, slide):
         slide.scale = (1, 1)
         shapes = Shapes([[10, 10], [10, 50], [90, 50]], shape_type="polygon")
-        before = layers.region_of(shapes, slide)
+        before = region_layers.region_of(shapes, slide)
         slide.scale = MPP
         layers.rescale(shapes, np.array(MPP))
-        assert layers.region_of(shapes, slide).bounds == pytest.approx(before.bounds, abs=1e-3)
+        assert region_layers.region_of(shapes, slide).bounds == pytest.approx(before.bounds, abs=1e-3)
 
 
 def test_the_view_in_level0_pixels():

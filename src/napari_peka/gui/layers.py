@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_peka.core.errors import PekaError, RegionError, UnknownName
+from napari_peka.core.errors import PekaError, UnknownName
 from napari_peka.core.geometry import Block, Rect
 from napari_peka.core.raster import Raster
 from napari_peka.io.figure import COLORMAP, contrast_limits
 
 if TYPE_CHECKING:
+    from napari_peka.infer.tissue import Tissue
     from napari_peka.io.slide import Slide
     from napari_peka.io.store import Prediction
 
@@ -35,8 +36,6 @@ SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif", ".svslide", "
 RESULT_ENDING = ".peka.zarr"
 #: a tif without pyramid is taken for a slide from this longer side on, px
 _SLIDE_PX = 4096
-#: points by which an ellipse is drawn as a polygon; its area is then 0.2 % short
-_ELLIPSE_POINTS = 64
 
 
 def slide_layer(slide: Slide) -> LayerTuple:
@@ -74,6 +73,62 @@ def heatmap_layer(prediction: Prediction, gene: str) -> LayerTuple:
         "metadata": {KEY: {"prediction": prediction, "gene": name, "path": prediction.path}},
     }
     return raster.data, settings, "image"
+
+
+def tissue_layer(slide: Slide, tissue: Tissue) -> LayerTuple:
+    """Return what was found to be tissue as a layer of one colour, lying on its slide."""
+    raster = tissue.mask
+    mpp = (1.0, 1.0) if slide.resolution is None else slide.resolution.mpp
+    scale, first = raster.place_um(mpp)
+    settings = {
+        "name": f"tissue of {slide.name}",
+        "scale": scale,
+        "translate": first,
+        "units": _slide_place(slide)["units"],
+        "rgb": False,
+        "multiscale": False,
+        "colormap": "green",
+        "contrast_limits": (0.0, 1.0),
+        "blending": "additive",
+        "opacity": 0.3,
+        "interpolation2d": "nearest",
+        "metadata": {KEY: {"tissue": slide.fingerprint}},
+    }
+    return raster.data.astype(np.float32), settings, "image"
+
+
+def is_part_of(layer: Any, kind: str, slide: Slide) -> bool:
+    """Whether a layer is the ``"tissue"`` or the ``"regions"`` of a slide."""
+    return _ours(layer).get(kind) == slide.fingerprint
+
+
+def is_map_of(layer: Any, slide: Slide) -> bool:
+    """Whether a layer is a map that was predicted on a slide."""
+    prediction = prediction_of(layer)
+    return prediction is not None and prediction.record.get("slide", {}).get("fingerprint") == slide.fingerprint
+
+
+def adopt(layer: Any, slide: Slide) -> None:
+    """Say that a layer of tissue or regions belongs to the same slide, opened again."""
+    for kind in ("tissue", "regions"):
+        if kind in _ours(layer):
+            layer.metadata[KEY][kind] = slide.fingerprint
+
+
+def slide_words(slide: Slide) -> str:
+    """Return what a slide is: size, resolution and who says it, maker, levels; and what a person should know."""
+    y, x = slide.shape
+    mpp = slide.resolution
+    size = f"{x:,} × {y:,} px"
+    if mpp is not None:
+        mm = [f"{n * m / 1000:.1f}" for n, m in zip((x, y), mpp.mpp[::-1])]
+        size += f", {mm[0]} × {mm[1]} mm<br>{np.mean(mpp.mpp):.4g} µm/px ({mpp.source})"
+    else:
+        size += "<br>it does not say how large a pixel is"
+    n = len(slide.level_shapes)
+    kept = f"; {', '.join(slide.associated)} not shown" if slide.associated else ""
+    said = "".join(f"<br>⚠ {w}" for w in slide.warnings)
+    return f"{size}<br>{slide.vendor}, {n} level{'s' * (n > 1)}{kept}{said}"
 
 
 def unreadable_layer(prediction: Prediction) -> LayerTuple:
@@ -240,78 +295,7 @@ def _ours(layer: Any) -> dict[str, Any]:
     return entry if isinstance(entry, dict) else {}
 
 
-# -- regions and views -------------------------------------------------------------------------------------------
-
-
-def region_of(shapes: Any, slide: Any) -> Any:
-    """Return the union of the areas drawn in a Shapes layer as a shapely geometry in level-0 pixels, x first.
-
-    Parameters
-    ----------
-    shapes
-        A Shapes layer; polygons, rectangles and ellipses count, lines and paths have no area.
-    slide
-        The slide's layer, by whose transform the shapes are placed.
-
-    Raises
-    ------
-    RegionError
-        If nothing with an area is drawn.
-    """
-    import shapely
-
-    areas = []
-    for vertices, kind in zip(shapes.data, shapes.shape_type):
-        if kind not in ("polygon", "rectangle", "ellipse"):
-            continue
-        corners = np.asarray(vertices, float)
-        points = _ellipse(corners) if kind == "ellipse" else corners
-        world = np.array([shapes.data_to_world(p) for p in points])[:, -2:]
-        yx = np.array([slide.world_to_data(p)[:2] for p in world]) + 0.5
-        areas.append(shapely.make_valid(shapely.Polygon(yx[:, ::-1])))
-    region = shapely.union_all(areas) if areas else None
-    if region is None or not region.area > 0:
-        raise RegionError(
-            f"there is no area in the layer {shapes.name!r}; draw a polygon, rectangle or ellipse there, or choose "
-            "the whole slide"
-        )
-    return region
-
-
-def regions_of(shapes: Any, mpp: tuple[float, float]) -> dict[str, Any]:
-    """Return the areas drawn in a Shapes layer as shapely geometries in level-0 pixels, x first, by name.
-
-    Parameters
-    ----------
-    shapes
-        A Shapes layer, placed in µm as slides and maps are. An area's name is its feature ``name``, or ``region N``;
-        areas of one name are one region.
-    mpp
-        µm per level-0 pixel (y, x).
-    """
-    import shapely
-
-    names = shapes.features.get("name") if hasattr(shapes.features, "get") else None
-    parts: dict[str, list[Any]] = {}
-    for i, (vertices, kind) in enumerate(zip(shapes.data, shapes.shape_type)):
-        if kind not in ("polygon", "rectangle", "ellipse"):
-            continue
-        corners = np.asarray(vertices, float)
-        points = _ellipse(corners) if kind == "ellipse" else corners
-        yx = np.array([shapes.data_to_world(p) for p in points])[:, -2:] / np.array(mpp) + 0.5
-        given = "" if names is None or i >= len(names) or names.isna().iat[i] else str(names.iat[i]).strip()
-        area = shapely.make_valid(shapely.Polygon(yx[:, ::-1]))
-        if area.area > 0:
-            parts.setdefault(given or f"region {i + 1}", []).append(area)
-    return {name: shapely.union_all(areas) for name, areas in parts.items()}
-
-
-def _ellipse(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return an ellipse, given as napari does by the corners of its box, as a polygon."""
-    centre = corners.mean(0)
-    a, b = (corners[1] - corners[0]) / 2, (corners[3] - corners[0]) / 2
-    t = np.linspace(0, 2 * np.pi, _ELLIPSE_POINTS, endpoint=False)[:, None]
-    return np.asarray(centre + np.cos(t) * a + np.sin(t) * b)
+# -- views -------------------------------------------------------------------------------------------
 
 
 def visible_rect(viewer: Any, layer: Any) -> Rect | None:

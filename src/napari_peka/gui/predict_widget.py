@@ -22,19 +22,19 @@ from qtpy.QtWidgets import (
 
 from napari_peka.core.errors import MissingResolution, PekaError
 from napari_peka.core.progress import JobProgress
-from napari_peka.gui import layers
+from napari_peka.gui import layers, region_layers
 from napari_peka.gui.choosers import (
     DOCK_WIDTH,
     FolderField,
     LayerChooser,
     ModelChooser,
     Text,
+    default_folder,
     notice,
     slim,
     with_button,
 )
 from napari_peka.gui.run_panel import RunPanel, run_summary
-from napari_peka.io.sample import ASSETS
 from napari_peka.io.slide import ALLOWED_MPP
 
 #: how many tiles lie side by side where without overlap one would
@@ -193,7 +193,7 @@ class PredictWidget(QWidget):
             return
         shapes = self.region.layer()
         try:
-            region = None if shapes is None else layers.region_of(shapes, layer)
+            region = None if shapes is None else region_layers.region_of(shapes, layer)
         except PekaError as e:
             self.panel.fail(e)
             return
@@ -291,16 +291,3 @@ class PredictWidget(QWidget):
 
     def _stopped(self) -> None:
         self.panel.status.setText("cancelled; the finished part is kept, Predict goes on from there")
-
-
-def default_folder(slide: Path) -> tuple[Path, str]:
-    """Return where a slide's result goes by default, and what to say about it.
-
-    Beside the slide; in the person's own folder when that cannot be written or is part of this package.
-    """
-    own = Path.home() / "napari-peka"
-    if ASSETS in slide.resolve().parents:
-        return own, ""
-    if not os.access(slide.parent, os.W_OK):
-        return own, f"You may not write beside the slide ({slide.parent}); the result goes to this folder."
-    return slide.parent, ""

@@ -20,7 +20,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_peka.gui import layers
+from napari_peka.gui import region_layers
 from napari_peka.gui.aside import Aside
 from napari_peka.gui.choosers import LayerChooser, Text, slim
 from napari_peka.gui.run_panel import sentence
@@ -117,7 +117,7 @@ class RegionPanel(QWidget):
         shapes = self.shapes.layer()
         if shapes is None or self._prediction is None:
             return {}
-        return layers.regions_of(shapes, self._prediction.tiles.slide_mpp)
+        return region_layers.regions_of(shapes, self._prediction.tiles.slide_mpp)
 
     def rank(self) -> None:
         """Compare the two regions that are chosen."""

@@ -1,0 +1,371 @@
+"""The dock *Slide*: what a slide is, where its tissue is, and the regions drawn on it, which are kept beside it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from qtpy.compat import isalive
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QDoubleSpinBox,
+    QFileDialog,
+    QFormLayout,
+    QHBoxLayout,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_peka.core import files
+from napari_peka.core.errors import PekaError
+from napari_peka.gui import layers, region_layers
+from napari_peka.gui.aside import Aside
+from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, default_folder, notice, with_button
+from napari_peka.gui.run_panel import sentence
+from napari_peka.io.regions import regions_by_name, write_regions
+from napari_peka.io.slide import ALLOWED_MPP
+
+#: ms after the last change of a region before all of them are written
+AUTOSAVE_MS = 700
+#: µm per pixel that scanners give at two magnifications, for slides that do not say it
+USUAL = {"20×": 0.5, "40×": 0.25}
+_GEOJSON = "GeoJSON (*.geojson *.json)"
+
+
+class SlideWidget(QWidget):
+    """Open a slide, see what it is, and draw regions on it.
+
+    Parameters
+    ----------
+    napari_viewer
+        The viewer; napari passes it.
+    """
+
+    def __init__(self, napari_viewer: Any) -> None:
+        super().__init__()
+        self.viewer = napari_viewer
+        self._greeted: list[Any] = []
+        self._followed: Any = None
+        self._tissue, self._writing = Aside(self), Aside(self)
+        self._autosave = QTimer(self)
+        self._autosave.setSingleShot(True)
+        self._autosave.setInterval(AUTOSAVE_MS)
+        self._build()
+        self._slide_changed()
+
+    def _build(self) -> None:
+        self.setMaximumWidth(DOCK_WIDTH)
+        self.slide = LayerChooser(self.viewer, lambda x: layers.slide_of(x) is not None)
+        self.slide.setToolTip("A slide that is open")
+        self.open_button = QPushButton("Open…")
+        self.open_button.setToolTip("Open a slide of any format: SVS, NDPI, MRXS, TIFF, OME-Zarr, JPEG, …")
+        self.about = Text()
+        self.mpp = QDoubleSpinBox()
+        self.mpp.setDecimals(4)
+        self.mpp.setRange(0, ALLOWED_MPP[1])
+        self.mpp.setSingleStep(0.05)
+        self.mpp.setSpecialValueText("not known")
+        self.mpp.setToolTip("µm per pixel at full resolution; change it where the file says nothing or something wrong")
+        self.set_button = QPushButton("Set")
+        self.set_button.setToolTip("Take this number in place of the file's")
+        self.usual = {text: QPushButton(f"{text} ≈ {mpp}") for text, mpp in USUAL.items()}
+        for text, button in self.usual.items():
+            button.setToolTip(f"What most scanners have at {text}, in µm per pixel")
+            button.clicked.connect(partial(self.mpp.setValue, USUAL[text]))
+        self.tissue = QCheckBox("show tissue")
+        self.tissue.setToolTip("Where tiles are predicted: what is found to be tissue on the slide's overview")
+        self.area = Text()
+        self.new_button = QPushButton("Draw…")
+        self.new_button.setToolTip("A layer for regions: draw polygons in it; they are saved by themselves")
+        self.import_button = QPushButton("Import…")
+        self.import_button.setToolTip("Regions from GeoJSON, as QuPath exports them")
+        self.export_button = QPushButton("Export…")
+        self.export_button.setToolTip("Regions as GeoJSON, which QuPath imports")
+        self.regions = Text()
+        self.error = Text("color: #d9534f;")
+        self.error.hide()
+        self._lay_out()
+        self.slide.changed.connect(self._slide_changed)
+        self.open_button.clicked.connect(self._browse)
+        self.set_button.clicked.connect(self._set_mpp)
+        self.tissue.toggled.connect(self._show_tissue)
+        self._tissue.done.connect(self._found_tissue)
+        self._tissue.failed.connect(self._fail)
+        self.new_button.clicked.connect(self.draw)
+        self.import_button.clicked.connect(self._import)
+        self.export_button.clicked.connect(self._export)
+        self._autosave.timeout.connect(self._save)
+        self._writing.done.connect(self._saved)
+        self._writing.failed.connect(self._fail)
+        self.viewer.layers.events.removed.connect(self._layer_removed)
+
+    def _lay_out(self) -> None:
+        form = QFormLayout()
+        form.addRow("Slide", with_button(self.slide, self.open_button))
+        form.addRow("", self.about)
+        form.addRow("µm per pixel", with_button(self.mpp, self.set_button))
+        offers = QWidget()
+        line = QHBoxLayout(offers)
+        line.setContentsMargins(0, 0, 0, 0)
+        for button in self.usual.values():
+            line.addWidget(button)
+        form.addRow(offers)
+        form.addRow("Tissue", self.tissue)
+        form.addRow("", self.area)
+        drawn = QWidget()
+        line = QHBoxLayout(drawn)
+        line.setContentsMargins(0, 0, 0, 0)
+        for button in (self.new_button, self.import_button, self.export_button):
+            line.addWidget(button)
+        form.addRow("Regions", self.regions)
+        form.addRow(drawn)
+        column = QVBoxLayout(self)
+        column.addLayout(form)
+        column.addWidget(self.error)
+        column.addStretch(1)
+        column.addWidget(notice())
+
+    # -- which slide ---------------------------------------------------------------------------------------------
+
+    def _slide_changed(self) -> None:
+        layer = self.slide.layer()
+        slide = layers.slide_of(layer)
+        for widget in (
+            self.mpp,
+            self.set_button,
+            self.tissue,
+            self.new_button,
+            self.import_button,
+            *self.usual.values(),
+        ):
+            widget.setEnabled(slide is not None)
+        self.about.setText("Open a slide to begin." if slide is None else layers.slide_words(slide))
+        self.mpp.setValue(0.0 if slide is None or slide.resolution is None else float(np.mean(slide.resolution.mpp)))
+        self._quietly(self.tissue, self._of("tissue") is not None)
+        self.area.setText("")
+        if slide is not None and layer not in self._greeted:
+            self._greeted.append(layer)
+            self._bring_regions_back(slide)
+        self._follow()
+
+    def _bring_regions_back(self, slide: Any) -> None:
+        path = regions_path(slide.path)
+        if slide.resolution is not None and path.exists() and self._of("regions") is None:
+            self._fail(None)
+            try:
+                self._add_regions(slide, regions_by_name(path))
+            except PekaError as e:
+                self._fail(e)
+
+    def _browse(self) -> None:
+        chosen, _ = QFileDialog.getOpenFileName(self, "Open a slide")
+        if chosen:
+            self.open_slide(Path(chosen))
+
+    def open_slide(self, path: Path) -> None:
+        """Open a slide as a layer and choose it; what is wrong with it is said in the error line."""
+        from napari_peka.io.slide import open_slide
+
+        self._fail(None)
+        try:
+            data, settings, _ = layers.slide_layer(open_slide(path))
+        except PekaError as e:
+            self._fail(e)
+            return
+        layer = self.viewer.add_image(data, **settings)
+        self.viewer.layers.move(self.viewer.layers.index(layer), 0)  # below maps and regions
+        self.slide.choose(layer)
+        self.viewer.reset_view()
+
+    def _set_mpp(self) -> None:
+        """Open the slide again with the number of the form; regions stay where they were drawn."""
+        from napari_peka.io.slide import open_slide
+
+        layer = self.slide.layer()
+        slide = layers.slide_of(layer)
+        if slide is None:
+            return
+        self._fail(None)
+        if not self.mpp.value():
+            self._fail("give the µm per pixel: 20× is about 0.5, 40× about 0.25")
+            return
+        before = np.array(layer.scale, float)[:2]
+        try:
+            opened = open_slide(slide.path, mpp=self.mpp.value())
+        except PekaError as e:
+            self._fail(e)
+            return
+        layers.set_resolution(layer, opened)
+        for kind in ("regions", "tissue"):
+            if (other := self._of(kind, slide)) is not None:
+                layers.adopt(other, opened)
+                layers.rescale(other, np.array(layer.scale, float)[:2] / before)
+        self.viewer.reset_view()
+        self._slide_changed()
+        if any(layers.is_map_of(x, slide) for x in self.viewer.layers):
+            self._fail("maps made with the former µm per pixel no longer lie on the slide: predict them again")
+
+    # -- tissue --------------------------------------------------------------------------------------------------
+
+    def _show_tissue(self, on: bool) -> None:
+        slide = layers.slide_of(self.slide.layer())
+        if (old := self._of("tissue")) is not None:
+            self.viewer.layers.remove(old)
+        self.area.setText("")
+        if on and slide is not None:
+            self.area.setText("looking for tissue")
+            self._tissue.ask(partial(_with_tissue, slide))
+
+    def _found_tissue(self, found: Any) -> None:
+        slide, tissue = found
+        if slide is not layers.slide_of(self.slide.layer()) or not self.tissue.isChecked():
+            return
+        data, settings, _ = layers.tissue_layer(found[0], tissue)
+        active = self.viewer.layers.selection.active
+        self.viewer.add_image(data, **settings)
+        self.viewer.layers.selection.active = active
+        mm2 = "" if tissue.area_mm2 is None else f"{tissue.area_mm2:.1f} mm², "
+        self.area.setText(f"{mm2}{tissue.share:.0%} of the slide" if tissue.share else "no tissue was found")
+
+    # -- regions -------------------------------------------------------------------------------------------------
+
+    def draw(self) -> None:
+        """Make the layer for regions, or select the one that is there, and begin a polygon."""
+        slide = layers.slide_of(self.slide.layer())
+        if slide is None:
+            return
+        self._fail(None)
+        if slide.resolution is None:
+            self._fail(f"{slide.path.name} does not say how large a pixel is; set its µm per pixel first")
+            return
+        layer = self._of("regions") or self._add_regions(slide, {})
+        self.viewer.layers.selection.active = layer
+        layer.mode = "add_polygon"
+
+    def bring(self, path: Path) -> None:
+        """Add the regions of a GeoJSON file to those that are drawn."""
+        slide = layers.slide_of(self.slide.layer())
+        if slide is None or slide.resolution is None:
+            self._fail("open a slide, and set its µm per pixel, before regions are brought onto it")
+            return
+        self._fail(None)
+        try:
+            regions = regions_by_name(path)
+        except PekaError as e:
+            self._fail(e)
+            return
+        old = self._of("regions")
+        before = {} if old is None else region_layers.regions_of(old, slide.mpp)
+        if old is not None:
+            self.viewer.layers.remove(old)
+        self._add_regions(slide, before | regions)
+        self._autosave.start()
+
+    def write(self, path: Path) -> None:
+        """Write the regions as GeoJSON that QuPath imports."""
+        slide, layer = layers.slide_of(self.slide.layer()), self._of("regions")
+        regions = {} if slide is None or layer is None else region_layers.regions_of(layer, slide.mpp)
+        if not regions:
+            self._fail("no region is drawn yet")
+            return
+        self._fail(None)
+        self._writing.ask(partial(_write, path, regions))
+
+    def _import(self) -> None:
+        chosen, _ = QFileDialog.getOpenFileName(self, "Regions from GeoJSON", filter=_GEOJSON)
+        if chosen:
+            self.bring(Path(chosen))
+
+    def _export(self) -> None:
+        slide = layers.slide_of(self.slide.layer())
+        start = "regions.geojson" if slide is None else str(slide.path.with_name(f"{slide.name}.geojson"))
+        chosen, _ = QFileDialog.getSaveFileName(self, "Regions as GeoJSON", start, _GEOJSON)
+        if chosen:
+            self.write(Path(chosen))
+
+    def _add_regions(self, slide: Any, regions: dict[str, Any]) -> Any:
+        data, settings, _ = region_layers.regions_layer(slide, regions)
+        layer = self.viewer.add_shapes(data, **settings)
+        self._follow()
+        return layer
+
+    def _follow(self) -> None:
+        """Listen to the regions of the chosen slide."""
+        layer = self._of("regions")
+        if layer is not None and layer is not self._followed:
+            layer.events.set_data.connect(self._drawn)
+            layer.events.features.connect(self._drawn)
+        self._followed = layer
+        self._tell_regions()
+
+    def _drawn(self, event: Any = None) -> None:
+        if isalive(self):
+            self._autosave.start()
+            self._tell_regions()
+
+    def _tell_regions(self, saved: str = "") -> None:
+        slide, layer = layers.slide_of(self.slide.layer()), self._of("regions")
+        n = (
+            0
+            if slide is None or layer is None or slide.resolution is None
+            else len(region_layers.regions_of(layer, slide.mpp))
+        )
+        self.export_button.setEnabled(n > 0)
+        told = "none yet" if layer is None else f"{n} region{'s' * (n != 1)}; name them by the feature <i>name</i>"
+        self.regions.setText(f"{told}<br>{saved}" if saved else told)
+
+    def _save(self) -> None:
+        slide, layer = layers.slide_of(self.slide.layer()), self._of("regions")
+        if slide is None or layer is None or slide.resolution is None:
+            return
+        regions, path = region_layers.regions_of(layer, slide.mpp), regions_path(slide.path)
+        if regions or path.exists():
+            self._writing.ask(partial(_write, path, regions))
+
+    def _saved(self, path: Path) -> None:
+        self._tell_regions(f"saved: {path.name}")
+
+    # -- others --------------------------------------------------------------------------------------------------
+
+    def _of(self, kind: str, slide: Any = None) -> Any:
+        """Return the layer of the chosen slide's tissue or regions, or None."""
+        slide = slide or layers.slide_of(self.slide.layer())
+        return next((x for x in self.viewer.layers if slide is not None and layers.is_part_of(x, kind, slide)), None)
+
+    def _layer_removed(self, event: Any = None) -> None:
+        if isalive(self):
+            self._greeted = [x for x in self._greeted if x in self.viewer.layers]
+            self._quietly(self.tissue, self._of("tissue") is not None)
+            self._follow()
+
+    def _quietly(self, box: QCheckBox, on: bool) -> None:
+        box.blockSignals(True)
+        box.setChecked(on)
+        box.blockSignals(False)
+
+    def _fail(self, error: BaseException | str | None) -> None:
+        text = "" if error is None else error if isinstance(error, str) else sentence(error)
+        self.error.setText(text)
+        self.error.setVisible(bool(text))
+
+
+def regions_path(slide: Path) -> Path:
+    """Return where a slide's regions are kept: beside it, or in the person's own folder where one may not write."""
+    folder, _ = default_folder(slide)
+    return folder / f"{slide.stem}.regions.geojson"
+
+
+def _with_tissue(slide: Any) -> tuple[Any, Any]:
+    from napari_peka.infer.tissue import find_tissue
+
+    return slide, find_tissue(slide)
+
+
+def _write(path: Path, regions: dict[str, Any]) -> Path:
+    files.make_folder(path.parent)
+    write_regions(path, regions)
+    return path

@@ -1,0 +1,217 @@
+"""The dock *Slide* through its stories; a window is needed (Xvfb will do)."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("napari", reason="napari is not installed (pip install 'napari-peka[gui]')")
+pytest.importorskip("pytestqt")
+if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    pytest.skip("no display; run under: xvfb-run -a python -m pytest", allow_module_level=True)
+
+import shapely
+from PIL import Image
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QFileDialog
+
+from napari_peka.gui import layers, region_layers
+from napari_peka.gui.choosers import DOCK_WIDTH
+from napari_peka.gui.slide_widget import SlideWidget, regions_path
+from napari_peka.io.regions import regions_by_name, write_regions
+
+WAIT_MS = 60_000
+TUMOUR = shapely.Polygon([(300, 200), (900, 250), (700, 1200)])
+
+
+@pytest.fixture
+def viewer(make_napari_viewer):
+    return make_napari_viewer()
+
+
+@pytest.fixture
+def svs(sample, tmp_path):
+    return shutil.copy(sample, tmp_path / "case.svs")
+
+
+@pytest.fixture
+def dock(viewer, qtbot):
+    dock = SlideWidget(viewer)
+    qtbot.addWidget(dock)
+    dock.resize(340, 600)
+    dock.show()
+    return dock
+
+
+def wait_for(qtbot, condition) -> None:
+    qtbot.waitUntil(condition, timeout=WAIT_MS)
+
+
+def click(qtbot, button) -> None:
+    qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+
+
+def world(slide, polygon):
+    """Corners of a polygon in level-0 pixels as a person draws them, (y, x) in µm."""
+    return (np.asarray(polygon.exterior.coords)[:-1, ::-1] - 0.5) * np.array(slide.mpp)
+
+
+def same(a, b) -> bool:
+    return a.hausdorff_distance(b) < 0.5  # of a level-0 pixel
+
+
+def test_a_slide_says_what_it_is(dock, viewer, qtbot, svs):
+    assert dock.about.text() == "Open a slide to begin."
+    assert not dock.new_button.isEnabled()
+    dock.open_slide(svs)
+    text = dock.about.text()
+    assert "2,220 × 2,967 px, 1.1 × 1.5 mm" in text
+    assert "0.499 µm/px" in text
+    assert "aperio" in text.lower()
+    assert dock.mpp.value() == pytest.approx(0.499, abs=1e-3)
+    assert dock.width() <= DOCK_WIDTH
+    widgets = (dock.slide, dock.open_button, dock.mpp, dock.set_button, dock.tissue, dock.new_button,
+               dock.import_button, dock.export_button, *dock.usual.values())  # fmt: skip
+    assert all(w.toolTip() for w in widgets)
+
+
+def test_the_tissue_is_shown_and_measured(dock, viewer, qtbot, svs):
+    dock.open_slide(svs)
+    dock.tissue.click()
+    wait_for(qtbot, lambda: len(viewer.layers) == 2)
+    tissue = viewer.layers[-1]
+    assert "mm²" in dock.area.text()
+    assert 0.2 < float(dock.area.text().split(",")[1].split("%")[0]) / 100 < 0.8
+    slide = layers.slide_of(viewer.layers[0])
+    low, high = tissue.extent.world
+    size = np.array(slide.shape) * slide.mpp
+    np.testing.assert_allclose(high - low, size, atol=2 * max(tissue.scale))
+    viewer.layers.remove(tissue)
+    assert not dock.tissue.isChecked()
+    dock.tissue.click()
+    wait_for(qtbot, lambda: len(viewer.layers) == 2)
+    dock.tissue.click()
+    assert len(viewer.layers) == 1
+    assert dock.area.text() == ""
+
+
+def test_regions_are_saved_by_themselves_and_come_back(dock, viewer, qtbot, svs):
+    dock.open_slide(svs)
+    slide = layers.slide_of(viewer.layers[0])
+    click(qtbot, dock.new_button)
+    drawn = viewer.layers[-1]
+    assert drawn.mode == "add_polygon"
+    assert viewer.layers.selection.active is drawn
+    click(qtbot, dock.new_button)
+    assert len(viewer.layers) == 2  # one layer for all of them
+    path = regions_path(slide.path)
+    assert path == svs.with_name("case.regions.geojson")
+    assert not path.exists()
+    drawn.add_polygons([world(slide, TUMOUR)])
+    wait_for(qtbot, path.exists)
+    assert same(regions_by_name(path)["region 1"], TUMOUR)
+    features = drawn.features.copy()
+    features.loc[0, "name"] = "tumour"
+    drawn.features = features
+    wait_for(qtbot, lambda: "tumour" in regions_by_name(path))
+    assert "1 region" in dock.regions.text()
+    assert "case.regions.geojson" in dock.regions.text()
+    viewer.layers.clear()
+    assert dock.about.text() == "Open a slide to begin."
+    dock.open_slide(svs)
+    back = viewer.layers[-1]
+    assert layers.is_part_of(back, "regions", layers.slide_of(viewer.layers[0]))
+    assert list(back.features["name"]) == ["tumour"]
+    assert same(region_layers.regions_of(back, slide.mpp)["tumour"], TUMOUR)
+    # all of them deleted: the file says so too
+    back.selected_data = {0}
+    back.remove_selected()
+    wait_for(qtbot, lambda: json.loads(path.read_text())["features"] == [])
+
+
+def test_regions_are_exchanged_with_qupath(dock, viewer, qtbot, svs, tmp_path, monkeypatch):
+    dock.open_slide(svs)
+    slide = layers.slide_of(viewer.layers[0])
+    two = shapely.MultiPolygon([shapely.box(100, 100, 200, 200), shapely.box(300, 100, 400, 250)])
+    write_regions(tmp_path / "q.geojson", {"tumour": TUMOUR, "vessels": two})
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_, **__: (str(tmp_path / "q.geojson"), ""))
+    click(qtbot, dock.import_button)
+    drawn = viewer.layers[-1]
+    assert list(drawn.features["name"]) == ["tumour", "vessels", "vessels"]
+    assert "2 regions" in dock.regions.text()
+    write_regions(tmp_path / "more.geojson", {"stroma": shapely.box(1000, 1000, 1500, 1400)})
+    dock.bring(tmp_path / "more.geojson")
+    assert set(region_layers.regions_of(viewer.layers[-1], slide.mpp)) == {"tumour", "vessels", "stroma"}
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_, **__: (str(tmp_path / "out.geojson"), ""))
+    click(qtbot, dock.export_button)
+    wait_for(qtbot, (tmp_path / "out.geojson").exists)
+    found = regions_by_name(tmp_path / "out.geojson")
+    assert same(found["tumour"], TUMOUR)
+    assert found["vessels"].symmetric_difference(two).area < 1
+    (tmp_path / "bad.geojson").write_text("{}")
+    dock.bring(tmp_path / "bad.geojson")
+    assert "GeoJSON" in dock.error.text()
+    assert dock.error.isVisible()
+
+
+def test_a_slide_without_resolution_gets_one_and_regions_stay_on_their_tissue(dock, viewer, qtbot, tmp_path):
+    Image.fromarray(np.full((800, 1000, 3), 200, np.uint8)).save(tmp_path / "photo.png")
+    dock.open_slide(tmp_path / "photo.png")
+    assert "does not say how large a pixel is" in dock.about.text()
+    click(qtbot, dock.new_button)
+    assert "set its µm per pixel first" in dock.error.text()
+    click(qtbot, dock.set_button)
+    assert "20× is about 0.5" in dock.error.text()
+    click(qtbot, dock.usual["40×"])
+    click(qtbot, dock.set_button)
+    assert dock.error.isHidden()
+    assert "0.25 µm/px" in dock.about.text()
+    assert viewer.layers[0].scale == pytest.approx((0.25, 0.25))
+    click(qtbot, dock.new_button)
+    slide = layers.slide_of(viewer.layers[0])
+    viewer.layers[-1].add_polygons([world(slide, shapely.box(100, 200, 500, 600))])
+    dock.mpp.setValue(0.5)
+    click(qtbot, dock.set_button)
+    slide = layers.slide_of(viewer.layers[0])
+    assert slide.mpp == (0.5, 0.5)
+    drawn = dock._of("regions")
+    assert same(region_layers.regions_of(drawn, slide.mpp)["region 1"], shapely.box(100, 200, 500, 600))
+
+
+def test_what_cannot_be_opened_is_one_sentence(dock, tmp_path):
+    (tmp_path / "thesis.svs").write_text("years of work")
+    dock.open_slide(tmp_path / "thesis.svs")
+    assert dock.error.isVisible()
+    assert "thesis.svs" in dock.error.text()
+    assert "Traceback" not in dock.error.text()
+
+
+def test_regions_that_cannot_be_written_are_told(dock, viewer, qtbot, svs, monkeypatch):
+    dock.open_slide(svs)
+    slide = layers.slide_of(viewer.layers[0])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    click(qtbot, dock.new_button)
+    monkeypatch.setattr("napari_peka.core.files.os.fsync", full)
+    viewer.layers[-1].add_polygons([world(slide, TUMOUR)])
+    wait_for(qtbot, lambda: "the disk is full" in dock.error.text())
+
+
+def test_a_dock_that_nobody_holds_any_more_dies_quietly(viewer, qtbot, svs):
+    window = viewer.window.add_dock_widget(SlideWidget(viewer))
+    window.widget().open_slide(svs) if hasattr(window.widget(), "open_slide") else None
+    qtbot.wait(50)
+    viewer.window.remove_dock_widget(window)
+    window.deleteLater()
+    del window
+    gc.collect()
+    qtbot.wait(50)
+    viewer.layers.clear()
