@@ -200,6 +200,13 @@ def show_colour_bar(layer: Any) -> None:
     layer.name_overlay.visible = True
 
 
+def show_scale_bar(viewer: Any) -> None:
+    """Show napari's scale bar."""
+    overlays = getattr(getattr(viewer, "canvas", None), "overlays", None)
+    bar = getattr(overlays, "scale_bar", None) or viewer.scale_bar
+    bar.visible = True
+
+
 def set_resolution(layer: Any, slide: Slide) -> None:
     """Make an image layer the layer of `slide` and bring it from pixels to µm (or to another mpp)."""
     layer.metadata[KEY] = {"path": slide.path, "slide": slide}

@@ -172,13 +172,16 @@ class SlideWidget(QWidget):
 
         self._fail(None)
         try:
-            data, settings, _ = layers.slide_layer(open_slide(path))
+            slide = open_slide(path)
+            data, settings, _ = layers.slide_layer(slide)
         except PekaError as e:
             self._fail(e)
             return
         layer = self.viewer.add_image(data, **settings)
         self.viewer.layers.move(self.viewer.layers.index(layer), 0)  # below maps and regions
         self.slide.choose(layer)
+        if slide.resolution is not None:  # pixels would not be a scale
+            layers.show_scale_bar(self.viewer)
         self.viewer.reset_view()
 
     def _set_mpp(self) -> None:
@@ -200,6 +203,7 @@ class SlideWidget(QWidget):
             self._fail(e)
             return
         layers.set_resolution(layer, opened)
+        layers.show_scale_bar(self.viewer)
         for kind in ("regions", "tissue"):
             if (other := self._of(kind, slide)) is not None:
                 layers.adopt(other, opened)
