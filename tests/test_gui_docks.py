@@ -27,6 +27,7 @@ from napari_peka.gui.export_panel import LISTED, THIS
 from napari_peka.gui.gene_model import DIFFERENCE, MEASURES
 from napari_peka.gui.predict_widget import PredictWidget, default_folder
 from napari_peka.gui.run_panel import TICK_MS, RunPanel
+from napari_peka.gui.slide_widget import SlideWidget
 
 WAIT_MS = 60_000
 pytestmark = [
@@ -553,6 +554,47 @@ def test_genes_are_ordered_by_what_they_do_on_this_map(viewer, qtbot, tmp_path, 
     assert dock.genes.rowCount() == 0
 
 
+def test_a_set_of_genes_is_shown_as_a_score(viewer, qtbot, tmp_path, sample):
+    import napari_peka as peka
+
+    with peka.open_slide(sample) as slide:
+        config = peka.PredictConfig(device="cpu")
+        prediction = peka.predict(slide, peka.load_model("demo"), output=tmp_path / "s.peka.zarr", config=config)
+    data, settings, _ = layers.heatmap_layer(prediction, "ERBB2")
+    heat = viewer.add_image(data, **settings)
+    dock = ExploreWidget(viewer)
+    qtbot.addWidget(dock)
+    dock.resize(340, 900)
+    dock.show()
+    qtbot.mouseClick(dock.set_fold.toggleButton(), Qt.MouseButton.LeftButton)
+    wait_for(qtbot, lambda: dock.sets.show_button.height() > 15)
+    assert not dock.sets.show_button.isEnabled()
+    (tmp_path / "sets.gmt").write_text("HER2\t\tERBB2\tGRB7\tSTARD3\tNOSUCHGENE\nIMMUNE\t\tCD74\tIGKC\n")
+    dock.sets.load(tmp_path / "sets.gmt")
+    assert [dock.sets.names.itemText(i) for i in range(2)] == ["HER2", "IMMUNE"]
+    assert "3 of 4 genes" in dock.sets.said.text()
+    assert "NOSUCHGENE" in dock.sets.said.text()
+    with qtbot.waitSignal(dock.sets.scored, timeout=WAIT_MS):
+        qtbot.mouseClick(dock.sets.show_button, Qt.MouseButton.LeftButton)
+    wanted = prediction.tiles.raster(peka.gene_set_score(prediction, ["ERBB2", "GRB7", "STARD3"])).data
+    np.testing.assert_allclose(heat.data, wanted, atol=1e-5)
+    assert heat.name == "HER2 (mean z)"
+    assert "standardised over this map" in dock.about.text()
+    assert dock.gene() is None
+    dock.pick("GRB7")
+    np.testing.assert_array_equal(heat.data, prediction.raster("GRB7").data)
+    qtbot.keyClicks(dock.sets.pasted, "cd74 IGKC")
+    with qtbot.waitSignal(dock.sets.scored, timeout=WAIT_MS):
+        qtbot.keyClick(dock.sets.pasted, Qt.Key.Key_Return)
+    wanted = prediction.tiles.raster(peka.gene_set_score(prediction, ["CD74", "IGKC"])).data
+    np.testing.assert_allclose(heat.data, wanted, atol=1e-5)
+    (tmp_path / "bad.gmt").write_text("nothing")
+    dock.sets.load(tmp_path / "bad.gmt")
+    assert "a set is NAME, DESCRIPTION and genes" in dock.sets.said.text()
+    viewer.layers.remove(heat)
+    assert not dock.sets.show_button.isEnabled()
+
+
 def test_regions_have_numbers_and_genes_are_ranked_by_their_difference(viewer, qtbot, tmp_path, sample):
     import napari_peka as peka
 
@@ -702,11 +744,15 @@ def test_the_model_box(qtbot, bundle_folder, tmp_path, monkeypatch):
 
 
 def test_docks_are_slim_and_have_tooltips(viewer, qtbot):
-    for kind in (PredictWidget, ExploreWidget):
+    for kind in (PredictWidget, ExploreWidget, SlideWidget):
         dock = kind(viewer)
         qtbot.addWidget(dock)
         assert dock.maximumWidth() <= 350
         assert dock.minimumSizeHint().width() <= 350
+        for fold in (getattr(dock, n, None) for n in ("fold", "set_fold", "region_fold")):
+            if fold is not None:
+                fold.expand(animate=False)
+        assert dock.minimumSizeHint().height() < 300  # a low window scrolls, and does not grow
     dock = PredictWidget(viewer)
     qtbot.addWidget(dock)
     for field in (dock.slide, dock.model, dock.region, dock.device, dock.output.edit, dock.mpp, dock.replace):

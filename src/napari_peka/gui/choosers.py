@@ -8,8 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.compat import isalive
-from qtpy.QtCore import QTimer, Signal
-from qtpy.QtWidgets import QComboBox, QFileDialog, QHBoxLayout, QLabel, QLineEdit, QPushButton, QSizePolicy, QWidget
+from qtpy.QtCore import Qt, QTimer, Signal
+from qtpy.QtWidgets import (
+    QComboBox,
+    QFileDialog,
+    QFrame,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QPushButton,
+    QScrollArea,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
 
 from napari_peka.io.sample import ASSETS
 from napari_peka.io.store import RESEARCH_USE
@@ -68,6 +80,19 @@ def notice() -> QLabel:
     label = QLabel(RESEARCH_USE)
     label.setStyleSheet("color: palette(mid); font-size: 9pt;")
     return label
+
+
+def scrolled(dock: QWidget) -> QVBoxLayout:
+    """Return the column for a dock's content, which scrolls where the window is too low for it."""
+    content, area = QWidget(), QScrollArea()
+    area.setWidgetResizable(True)
+    area.setFrameShape(QFrame.Shape.NoFrame)
+    area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+    area.setWidget(content)
+    whole = QVBoxLayout(dock)
+    whole.setContentsMargins(0, 0, 0, 0)
+    whole.addWidget(area)
+    return QVBoxLayout(content)
 
 
 def with_button(widget: QWidget, button: QPushButton) -> QWidget:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from qtpy.compat import isalive
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import QModelIndex, Qt, QTimer
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QCheckBox,
@@ -21,7 +21,6 @@ from qtpy.QtWidgets import (
     QPushButton,
     QSlider,
     QTableView,
-    QVBoxLayout,
     QWidget,
 )
 from superqt import QCollapsible
@@ -29,11 +28,12 @@ from superqt import QCollapsible
 from napari_peka.core.errors import PekaError
 from napari_peka.gui import layers
 from napari_peka.gui.aside import Aside
-from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, notice, slim, with_button
+from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, notice, scrolled, slim, with_button
 from napari_peka.gui.export_panel import ExportPanel
 from napari_peka.gui.gene_model import DIFFERENCE, GENE, MEASURES, PCC, TRUST, VALUE, GeneModel
 from napari_peka.gui.region_panel import RegionPanel
 from napari_peka.gui.run_panel import sentence
+from napari_peka.gui.set_panel import SetPanel
 from napari_peka.io.figure import trust_text
 from napari_peka.io.statistics import gene_table
 
@@ -41,6 +41,8 @@ from napari_peka.io.statistics import gene_table
 SETTLE_MS = 60
 #: px; seven rows, also where another dock takes the height
 TABLE_HEIGHT = 180
+#: unit of a set's score
+SCORE_UNIT = "mean z"
 WEAK = "weak or better"
 #: least held-out correlation of the genes that are listed
 LEAST_TRUST = {"any": -np.inf, WEAK: 0.15, "fair or better": 0.3, "good": 0.5}
@@ -106,6 +108,7 @@ class ExploreWidget(QWidget):
         self.unreadable.setToolTip("Where the slide could not be decoded: no value there, not even a wrong one")
         self.exports = ExportPanel()
         self.regions = RegionPanel(self.viewer)
+        self.sets = SetPanel()
         self._lay_out()
         self.map.changed.connect(self._map_changed)
         self.open_button.clicked.connect(self._browse)
@@ -120,6 +123,7 @@ class ExploreWidget(QWidget):
         self.unreadable.toggled.connect(self._set_unreadable)
         self.exports.asked.connect(self._export)
         self.regions.ranked.connect(self._ranked)
+        self.sets.scored.connect(self._scored)
 
     def _lay_out(self) -> None:
         top = QFormLayout()
@@ -130,13 +134,16 @@ class ExploreWidget(QWidget):
         low.addRow("Opacity", self.opacity)
         low.addRow("", self.bar)
         low.addRow("", self.unreadable)
-        column = QVBoxLayout(self)
+        column = scrolled(self)
         column.addLayout(top)
         column.addWidget(self.search)
         column.addWidget(self.table, 1)
         column.addWidget(self.about)
         column.addWidget(self.error)
         column.addLayout(low)
+        self.set_fold = QCollapsible("Gene sets")
+        self.set_fold.addWidget(self.sets)
+        column.addWidget(self.set_fold)
         self.region_fold = QCollapsible("Regions")
         self.region_fold.addWidget(self.regions)
         column.addWidget(self.region_fold)
@@ -153,6 +160,7 @@ class ExploreWidget(QWidget):
         for widget in (
             self.exports,
             self.regions,
+            self.sets,
             self.order,
             self.trust,
             self.search,
@@ -168,6 +176,7 @@ class ExploreWidget(QWidget):
         if prediction is None:
             self._head = self._told = None
             self.regions.show_gene(None, None)
+            self.sets.of(None)
             self._numbers.forget()
             self.genes.show(None)
             self.about.setText("Predict a map or open a result to begin.")
@@ -175,6 +184,7 @@ class ExploreWidget(QWidget):
         if self._told is not prediction:
             self._told, self._head = prediction, prediction.head
             self.genes.show(prediction.head)
+            self.sets.of(prediction)
             self._ask_numbers()
         layer.events.contrast_limits.connect(self._colours_changed)  # a second connection is the first one
         self._quietly(self.opacity, round(layer.opacity * 100))
@@ -343,6 +353,17 @@ class ExploreWidget(QWidget):
                 self.trust.setCurrentText(WEAK)
             self.order.setCurrentText(DIFFERENCE)
             self._first()
+
+    def _scored(self, prediction: Any, name: str, values: Any) -> None:
+        layer = self.map.layer()
+        shown = layers.prediction_of(layer)
+        if shown is not None and shown is prediction:
+            layers.show_values(layer, shown, name, SCORE_UNIT, values)
+            self.table.clearSelection()
+            self.table.setCurrentIndex(QModelIndex())
+            self.about.setText(
+                f"<b>{name}</b><br>mean of the genes' values, each standardised over this map; {self.sets.said.text()}"
+            )
 
     def _export(self) -> None:
         prediction = layers.prediction_of(self.map.layer())

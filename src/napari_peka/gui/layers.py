@@ -163,6 +163,14 @@ def update_heatmap(layer: Any, prediction: Prediction, gene: str) -> None:
     fit_contrast(layer)
 
 
+def show_values(layer: Any, prediction: Prediction, name: str, unit: str, values: npt.NDArray[np.float32]) -> None:
+    """Show any number a tile in a map's layer, in place; no gene is then shown there."""
+    layer.data = prediction.tiles.raster(values, unit).data
+    layer.metadata[KEY] = {"prediction": prediction, "gene": None, "path": prediction.path or output_of(layer)}
+    layer.name = f"{name} ({unit})"
+    fit_contrast(layer)
+
+
 def fill_blocks(layer: Any, blocks: Sequence[Block]) -> None:
     """Write newly finished blocks of a growing prediction into its map's layer: cheap at any number of tiles."""
     prediction, gene = prediction_of(layer), gene_of(layer)

@@ -16,7 +16,6 @@ from qtpy.QtWidgets import (
     QFileDialog,
     QFormLayout,
     QPushButton,
-    QVBoxLayout,
     QWidget,
 )
 
@@ -31,6 +30,7 @@ from napari_peka.gui.choosers import (
     Text,
     default_folder,
     notice,
+    scrolled,
     slim,
     with_button,
 )
@@ -120,7 +120,7 @@ class PredictWidget(QWidget):
         form.addRow("Output", self.output)
         form.addRow("", self.note)
         form.addRow("", self.replace)
-        column = QVBoxLayout(self)
+        column = scrolled(self)
         column.addLayout(form)
         column.addWidget(self.panel)
         column.addStretch(1)

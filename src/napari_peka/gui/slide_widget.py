@@ -16,7 +16,6 @@ from qtpy.QtWidgets import (
     QFormLayout,
     QHBoxLayout,
     QPushButton,
-    QVBoxLayout,
     QWidget,
 )
 
@@ -24,7 +23,7 @@ from napari_peka.core import files
 from napari_peka.core.errors import PekaError
 from napari_peka.gui import layers, region_layers
 from napari_peka.gui.aside import Aside
-from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, default_folder, notice, with_button
+from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, default_folder, notice, scrolled, with_button
 from napari_peka.gui.run_panel import sentence
 from napari_peka.io.regions import regions_by_name, write_regions
 from napari_peka.io.slide import ALLOWED_MPP
@@ -123,7 +122,7 @@ class SlideWidget(QWidget):
             line.addWidget(button)
         form.addRow("Regions", self.regions)
         form.addRow(drawn)
-        column = QVBoxLayout(self)
+        column = scrolled(self)
         column.addLayout(form)
         column.addWidget(self.error)
         column.addStretch(1)
