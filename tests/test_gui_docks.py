@@ -568,7 +568,7 @@ def test_a_set_of_genes_is_shown_as_a_score(viewer, qtbot, tmp_path, sample):
     dock.show()
     qtbot.mouseClick(dock.set_fold.toggleButton(), Qt.MouseButton.LeftButton)
     wait_for(qtbot, lambda: dock.sets.show_button.height() > 15)
-    assert not dock.sets.show_button.isEnabled()
+    assert "PAM50" in [dock.sets.names.itemText(i) for i in range(dock.sets.names.count())]  # some come along
     (tmp_path / "sets.gmt").write_text("HER2\t\tERBB2\tGRB7\tSTARD3\tNOSUCHGENE\nIMMUNE\t\tCD74\tIGKC\n")
     dock.sets.load(tmp_path / "sets.gmt")
     assert [dock.sets.names.itemText(i) for i in range(2)] == ["HER2", "IMMUNE"]

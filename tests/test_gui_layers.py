@@ -103,7 +103,7 @@ class TestMap:
     def test_one_layer_with_gene_and_unit(self, prediction):
         heat = add(layers.heatmap_layer(prediction, "erbb2"))
         assert heat.name == "ERBB2 (log1p CP10K)"
-        assert heat.colormap.name == "magma"
+        assert heat.colormap.name == "magma, low values fade"
         assert not heat.rgb
         assert layers.gene_of(heat) == "ERBB2"
         with pytest.raises(UnknownName, match="KRT8"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from napari_peka.core.aliases import symbol_of
 from napari_peka.core.errors import UnknownName, near_names
 from napari_peka.core.neighbours import Neighbours
 
@@ -91,7 +92,9 @@ class GeneHead:
         return self.n_dims if self.context_um is None else self.n_dims // 2
 
     def index(self, gene: str) -> int:
-        """Return the column of `gene`, a symbol (any case) or an Ensembl id.
+        """Return the column of `gene`: a symbol (any case), an Ensembl id, or a name in `core.aliases` (HER2, Ki-67).
+
+        What the model itself calls a gene goes before any other name for it.
 
         Raises
         ------
@@ -102,6 +105,8 @@ class GeneHead:
         for key in (name, name.casefold()):
             if key in self._index:
                 return self._index[key]
+        if (symbol := symbol_of(name)) is not None and symbol in self._index:
+            return self._index[symbol]
         if name.upper().startswith("ENSG") and not any(self.gene_ids):
             raise UnknownName(f"the model has no Ensembl ids, so it does not know {gene!r}; give a gene symbol")
         raise UnknownName(

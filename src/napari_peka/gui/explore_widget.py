@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,10 @@ import numpy as np
 from qtpy.compat import isalive
 from qtpy.QtCore import QModelIndex, Qt, QTimer
 from qtpy.QtWidgets import (
-    QAbstractItemView,
     QCheckBox,
     QComboBox,
     QFileDialog,
     QFormLayout,
-    QHeaderView,
     QLineEdit,
     QPushButton,
     QSlider,
@@ -29,18 +27,21 @@ from napari_peka.core.errors import PekaError
 from napari_peka.gui import layers
 from napari_peka.gui.aside import Aside
 from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, notice, scrolled, slim, with_button
+from napari_peka.gui.compare_panel import ComparePanel
 from napari_peka.gui.export_panel import ExportPanel
-from napari_peka.gui.gene_model import DIFFERENCE, GENE, MEASURES, PCC, TRUST, VALUE, GeneModel
+from napari_peka.gui.gene_model import DIFFERENCE, GENE, MEASURES, PCC, VALUE, GeneModel, gene_view
+from napari_peka.gui.here import Here
+from napari_peka.gui.look import Look
+from napari_peka.gui.look_panel import LookPanel
 from napari_peka.gui.region_panel import RegionPanel
 from napari_peka.gui.run_panel import sentence
+from napari_peka.gui.session import session_of
 from napari_peka.gui.set_panel import SetPanel
 from napari_peka.io.figure import trust_text
 from napari_peka.io.statistics import gene_table
 
 #: ms to wait for the next key before a gene is computed: held arrow keys move the row, not the map
 SETTLE_MS = 60
-#: px; seven rows, also where another dock takes the height
-TABLE_HEIGHT = 180
 #: unit of a set's score
 SCORE_UNIT = "mean z"
 WEAK = "weak or better"
@@ -62,6 +63,7 @@ class ExploreWidget(QWidget):
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
         self.viewer = napari_viewer
+        self.session = session_of(napari_viewer)
         self._head: Any = None
         self._told: Any = None
         self._settle = QTimer(self)
@@ -85,7 +87,7 @@ class ExploreWidget(QWidget):
         self.open_button.setToolTip("Open a result, a folder named *.peka.zarr")
         self.search = QLineEdit()
         self.search.setPlaceholderText("search a gene")
-        self.search.setToolTip("Part of a symbol, or an Ensembl id")
+        self.search.setToolTip("Part of a symbol, an Ensembl id, another name (HER2, Ki-67), or the name of a gene set")
         self.search.setClearButtonEnabled(True)
         self.order = slim(QComboBox())
         self.order.addItems(list(MEASURES))
@@ -95,17 +97,20 @@ class ExploreWidget(QWidget):
             self.trust.addItem(text, least)
         self.trust.setToolTip("Genes with less than this held-out correlation are not listed")
         self.genes = GeneModel()
-        self.table = _table(self.genes)
+        self.table = gene_view(self.genes)
         self.about = Text()
+        self.here = Here(self.viewer)
         self.error = Text("color: #d9534f;")
         self.error.hide()
         self.opacity = QSlider(Qt.Orientation.Horizontal)
         self.opacity.setRange(0, 100)
         self.opacity.setToolTip("Opacity of the map, 0 to 100 %")
         self.bar = QCheckBox("colour bar")
-        self.bar.setToolTip("Colours from the 2nd to the 98th percentile of the map, in the gene's unit")
+        self.bar.setToolTip("On the canvas: colours with their values, gene and unit")
         self.unreadable = QCheckBox()
         self.unreadable.setToolTip("Where the slide could not be decoded: no value there, not even a wrong one")
+        self.look = LookPanel()
+        self.compare = ComparePanel()
         self.exports = ExportPanel()
         self.regions = RegionPanel(self.viewer)
         self.sets = SetPanel()
@@ -121,9 +126,15 @@ class ExploreWidget(QWidget):
         self.opacity.valueChanged.connect(self._set_opacity)
         self.bar.toggled.connect(self._set_bar)
         self.unreadable.toggled.connect(self._set_unreadable)
+        self.look.changed.connect(self._set_look)
+        self.compare.wished.connect(self._name_picked)
+        self.compare.blend_asked.connect(self._blend)
+        self.compare.beside_asked.connect(self._beside)
         self.exports.asked.connect(self._export)
         self.regions.ranked.connect(self._ranked)
         self.sets.scored.connect(self._scored)
+        self.sets.known.connect(self.genes.know_sets)
+        self.session.gene_changed.connect(self._gene_changed)
 
     def _lay_out(self) -> None:
         top = QFormLayout()
@@ -139,17 +150,16 @@ class ExploreWidget(QWidget):
         column.addWidget(self.search)
         column.addWidget(self.table, 1)
         column.addWidget(self.about)
+        column.addWidget(self.here)
         column.addWidget(self.error)
         column.addLayout(low)
-        self.set_fold = QCollapsible("Gene sets")
-        self.set_fold.addWidget(self.sets)
-        column.addWidget(self.set_fold)
-        self.region_fold = QCollapsible("Regions")
-        self.region_fold.addWidget(self.regions)
-        column.addWidget(self.region_fold)
-        self.fold = QCollapsible("Export")
-        self.fold.addWidget(self.exports)
-        column.addWidget(self.fold)
+        self.look_fold = _fold("Colours and scale", self.look)
+        self.compare_fold = _fold("Compare genes", self.compare)
+        self.set_fold = _fold("Gene sets", self.sets)
+        self.region_fold = _fold("Regions", self.regions)
+        self.fold = _fold("Export", self.exports)
+        for fold in (self.look_fold, self.compare_fold, self.set_fold, self.region_fold, self.fold):
+            column.addWidget(fold)
         column.addWidget(notice())
 
     # -- which map -----------------------------------------------------------------------------------------------
@@ -159,6 +169,8 @@ class ExploreWidget(QWidget):
         prediction = layers.prediction_of(layer)
         for widget in (
             self.exports,
+            self.look,
+            self.compare,
             self.regions,
             self.sets,
             self.order,
@@ -179,15 +191,19 @@ class ExploreWidget(QWidget):
             self.sets.of(None)
             self._numbers.forget()
             self.genes.show(None)
+            self.here.follow(None)
             self.about.setText("Predict a map or open a result to begin.")
             return
         if self._told is not prediction:
             self._told, self._head = prediction, prediction.head
             self.genes.show(prediction.head)
             self.sets.of(prediction)
+            self.compare.know(list(prediction.genes))
             self._ask_numbers()
         layer.events.contrast_limits.connect(self._colours_changed)  # a second connection is the first one
         self._quietly(self.opacity, round(layer.opacity * 100))
+        self.look.show_look(layers.look_of(layer), prediction.unit)
+        self.here.follow(layer)
         layers.show_colour_bar(layer)
         self.bar.setChecked(True)
         self._select(layers.gene_of(layer) or prediction.genes[0])
@@ -288,7 +304,7 @@ class ExploreWidget(QWidget):
         if row is not None:
             index = self.genes.index(row, GENE)
             self.table.setCurrentIndex(index)
-            self.table.scrollTo(index, QAbstractItemView.ScrollHint.PositionAtCenter)
+            self.table.scrollTo(index, QTableView.ScrollHint.PositionAtCenter)
 
     def _search(self, text: str) -> None:
         self._fail(None)
@@ -320,6 +336,15 @@ class ExploreWidget(QWidget):
             except Exception as e:  # noqa: BLE001 - a person gets a sentence, never a traceback
                 self._fail(e)
         self._describe(prediction.head.index(gene))
+        self.here.read()
+        self.session.gene = gene
+
+    def _gene_changed(self, gene: str | None) -> None:
+        """Show the gene that another dock picked, where this map has it."""
+        if isalive(self) and gene is not None and gene != self.gene() and self._head is not None:
+            with suppress(PekaError):
+                self._head.index(gene)
+                self.pick(gene)
 
     def _colours_changed(self, event: Any = None) -> None:
         if isalive(self) and self._head is not None and (gene := self.gene()) is not None:
@@ -330,8 +355,9 @@ class ExploreWidget(QWidget):
         self.regions.show_gene(self._told, head.genes[row])
         gene_id = f" · {head.gene_ids[row]}" if head.gene_ids and head.gene_ids[row] else ""
         low, high = layers.colours_of(self.map.layer())
+        unit, trust = layers.unit_of(self.map.layer()), trust_text(self.genes.pcc(row))
         self.about.setText(
-            f"<b>{head.genes[row]}</b>{gene_id}<br>{head.unit}, predicted; {trust_text(self.genes.pcc(row))}<br>"
+            f"<b>{head.genes[row]}</b>{gene_id}<br>{unit}, predicted; {trust}<br>"
             f"{self._split()}"
             f"colours from {low:.3g} to {high:.3g}"
         )
@@ -376,6 +402,62 @@ class ExploreWidget(QWidget):
         if (layer := self.map.layer()) is not None:
             layer.opacity = percent / 100
 
+    def _set_look(self, look: Look) -> None:
+        if (layer := self.map.layer()) is not None:
+            layers.set_look(layer, look)
+            self._colours_changed()
+            self.here.read()
+
+    def _name_picked(self, number: int) -> None:
+        if (gene := self.gene()) is not None:
+            self.compare.put(number, gene)
+
+    def _blend(self, genes: list[str], palette: str) -> None:
+        """Show up to three genes as one picture; it lies above the map, which stays."""
+        layer = self.map.layer()
+        prediction = layers.prediction_of(layer)
+        if prediction is None:
+            return
+        if not any(genes):
+            self.compare.said.setText("name a gene, or take the picked one")
+            return
+        try:
+            data, settings, _ = layers.blend_layer(prediction, genes, palette, layers.look_of(layer))
+        except PekaError as e:
+            self.compare.said.setText(sentence(e))
+            return
+        old = next((x for x in self.viewer.layers if layers.is_blend_of(x, prediction)), None)
+        if old is not None:
+            self.viewer.layers.remove(old)
+        layer.visible = False
+        self.viewer.add_image(data, **settings)
+        self.viewer.layers.selection.active = layer
+        self.compare.said.setText(f"{settings['name']}: remove or hide its layer to see the single map again")
+
+    def _beside(self, genes: list[str]) -> None:
+        """Show a view a gene and one of the slide, or go back to one view."""
+        layer = self.map.layer()
+        prediction = layers.prediction_of(layer)
+        self.viewer.grid.enabled = False
+        for old in [x for x in self.viewer.layers if layers.is_beside(x)]:
+            self.viewer.layers.remove(old)
+        if prediction is None or not genes:
+            self.compare.said.setText("")
+            self.compare.beside_button.setChecked(False)
+            return
+        try:
+            tuples = [layers.heatmap_layer(prediction, gene, layers.look_of(layer)) for gene in genes]
+        except PekaError as e:
+            self.compare.said.setText(sentence(e))
+            self.compare.beside_button.setChecked(False)
+            return
+        for data, settings, _ in tuples:
+            layers.show_colour_bar(self.viewer.add_image(data, **layers.as_beside(settings)))
+        self.viewer.layers.selection.active = layer
+        self.viewer.grid.stride = 1
+        self.viewer.grid.enabled = True
+        self.compare.said.setText("a view a layer; they move together. Press again for one view")
+
     def _set_bar(self, on: bool) -> None:
         if (layer := self.map.layer()) is not None:
             layer.colorbar.visible = layer.name_overlay.visible = on
@@ -389,21 +471,7 @@ class ExploreWidget(QWidget):
             self.viewer.add_image(data, **settings)
 
 
-def _table(model: GeneModel) -> QTableView:
-    table = QTableView()
-    table.setModel(model)
-    table.setMinimumHeight(TABLE_HEIGHT)
-    table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-    table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-    table.setSortingEnabled(True)
-    table.sortByColumn(VALUE, Qt.SortOrder.DescendingOrder)
-    table.setShowGrid(False)
-    table.verticalHeader().hide()
-    table.verticalHeader().setDefaultSectionSize(22)
-    header = table.horizontalHeader()
-    header.setSectionResizeMode(GENE, QHeaderView.ResizeMode.Stretch)
-    # fixed widths: fitting to contents would measure 18,000 rows
-    for column, width in ((VALUE, 72), (TRUST, 96)):
-        header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
-        header.resizeSection(column, width)
-    return table
+def _fold(title: str, content: QWidget) -> QCollapsible:
+    fold = QCollapsible(title)
+    fold.addWidget(content)
+    return fold

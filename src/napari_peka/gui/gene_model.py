@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from qtpy.QtCore import QAbstractTableModel, QModelIndex, Qt
+from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableView
 
+from napari_peka.core.aliases import names_of
+from napari_peka.core.errors import UnknownName
 from napari_peka.io.figure import trust_text
 
 GENE, VALUE, TRUST = range(3)
+#: letters from which on the beginning of another name (Ki-67) is enough
+_BEGUN = 3
+#: px; seven rows, also where another dock takes the height
+TABLE_HEIGHT = 180
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,11 @@ class Genes:
         n = 0 if head is None else len(head.genes)
         self._folded = [] if head is None else [g.casefold() for g in head.genes]
         self._ids = [] if head is None or not head.gene_ids else [g.casefold() for g in head.gene_ids]
+        self._others = (
+            [] if head is None else [(i, n.casefold()) for i, g in enumerate(head.genes) for n in names_of(g)]
+        )
+        #: genes by the name of a set, folded
+        self.sets: dict[str, npt.NDArray[np.intp]] = {}
         pcc = np.full(n, np.nan) if head is None or head.pcc is None else np.asarray(head.pcc, float)
         self.numbers["pcc"] = pcc
         self.rows: npt.NDArray[np.intp] = np.arange(n)
@@ -73,14 +86,16 @@ class Genes:
 
         With `least` only genes of at least that held-out correlation are kept.
 
-        A symbol matches that contains the text, an Ensembl id that begins with it; any case. What has no number comes
-        last either way.
+        A symbol matches that contains the text, an Ensembl id or another name (HER2, Ki-67) that begins with it; any
+        case. The name of a set of genes keeps its genes. What has no number comes last either way.
         """
         kept = np.arange(len(self._folded))
         if wanted := text.strip().casefold():
             hits = [i for i, gene in enumerate(self._folded) if wanted in gene]
             hits += [i for i, gene in enumerate(self._ids) if gene.startswith(wanted)]
-            kept = np.unique(np.array(hits, np.intp))
+            begun = len(wanted) >= _BEGUN  # two letters begin too many names
+            hits += [i for i, name in self._others if name == wanted or (begun and name.startswith(wanted))]
+            kept = self.sets[wanted] if wanted in self.sets else np.unique(np.array(hits, np.intp))
         if np.isfinite(least):
             kept = kept[self.numbers["pcc"][kept] >= least]  # not measured is not enough
         if column is None:
@@ -119,6 +134,14 @@ class GeneModel(QAbstractTableModel):
         """Show and order by another number, one of :data:`MEASURES`."""
         self._measure = MEASURES[name]
         self._arrange()
+
+    def know_sets(self, sets: dict[str, list[str]]) -> None:
+        """Take sets of genes, which can then be searched by their names."""
+        head = self._genes.head
+        if head is not None:
+            rows = {name: known_rows(head, genes) for name, genes in sets.items()}
+            self._genes.sets = {name.casefold(): at for name, at in rows.items() if len(at)}
+            self._arrange()
 
     def search(self, text: str) -> None:
         """Keep the genes that match."""
@@ -183,8 +206,9 @@ class GeneModel(QAbstractTableModel):
                 return self._measure.text.format(value) if np.isfinite(value) else "–"
             return head.genes[gene] if column == GENE else trust_word(self.pcc(gene))
         if role == Qt.ItemDataRole.ToolTipRole:
-            gene_id = head.gene_ids[gene] if head.gene_ids else ""
-            return f"{head.genes[gene]} {gene_id}".strip() + f": {trust_text(self.pcc(gene))}"
+            names = [head.gene_ids[gene] if head.gene_ids else "", *names_of(head.genes[gene])]
+            also = f" ({', '.join(filter(None, names))})" if any(names) else ""
+            return f"{head.genes[gene]}{also}: {trust_text(self.pcc(gene))}"
         if role == Qt.ItemDataRole.TextAlignmentRole and column == VALUE:
             return int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
         return None
@@ -196,7 +220,37 @@ class GeneModel(QAbstractTableModel):
         self.endResetModel()
 
 
+def known_rows(head: Any, genes: list[str]) -> npt.NDArray[np.intp]:
+    """Return the numbers of those genes that a head knows."""
+    found = []
+    for gene in genes:
+        with suppress(UnknownName):
+            found.append(head.index(gene))
+    return np.unique(np.array(found, np.intp))
+
+
 def trust_word(pcc: float | None) -> str:
     """Return a held-out correlation as a word."""
     text = trust_text(pcc)
     return text[text.index("(") + 1 : -1] if text.endswith(")") else "not measured"
+
+
+def gene_view(model: GeneModel) -> QTableView:
+    """Return a table that shows genes, a row each, of which one can be picked."""
+    table = QTableView()
+    table.setModel(model)
+    table.setMinimumHeight(TABLE_HEIGHT)
+    table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+    table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
+    table.setSortingEnabled(True)
+    table.sortByColumn(VALUE, Qt.SortOrder.DescendingOrder)
+    table.setShowGrid(False)
+    table.verticalHeader().hide()
+    table.verticalHeader().setDefaultSectionSize(22)
+    header = table.horizontalHeader()
+    header.setSectionResizeMode(GENE, QHeaderView.ResizeMode.Stretch)
+    # fixed widths: fitting to contents would measure 18,000 rows
+    for column, width in ((VALUE, 72), (TRUST, 96)):
+        header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
+        header.resizeSection(column, width)
+    return table

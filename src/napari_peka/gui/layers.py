@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from napari_peka.core.blend import PALETTES, blend
 from napari_peka.core.errors import PekaError, UnknownName
 from napari_peka.core.geometry import Block, Rect
 from napari_peka.core.raster import Raster
-from napari_peka.io.figure import COLORMAP, contrast_limits
+from napari_peka.gui.look import Look, colours
 
 if TYPE_CHECKING:
     from napari_peka.infer.tissue import Tissue
@@ -52,27 +53,46 @@ def slide_layer(slide: Slide) -> LayerTuple:
     return (levels if many else levels[0]), settings, "image"
 
 
-def heatmap_layer(prediction: Prediction, gene: str) -> LayerTuple:
+def heatmap_layer(prediction: Prediction, gene: str, look: Look | None = None) -> LayerTuple:
     """Return the map of `gene` as one layer with a pixel a tile, lying on the slide in µm.
+
+    Parameters
+    ----------
+    prediction
+        The map.
+    gene
+        Symbol or Ensembl id.
+    look
+        How it is to look; None: as usual.
 
     Raises
     ------
     UnknownName
         If the model does not know the gene.
     """
+    look = look or Look()
     raster = prediction.raster(gene)
     name = prediction.genes[prediction.head.index(gene)]
+    data = look.values(raster.data, prediction.unit)
     settings = {
-        "name": _title(prediction, name),
+        "name": f"{name} ({look.unit(prediction.unit)})",
         **_raster_place(prediction, raster),
-        "colormap": COLORMAP,
-        "contrast_limits": contrast_limits(raster.data),
+        "colormap": colours(look.colormap, look.fade),
+        "contrast_limits": look.limits(data),
         "blending": "translucent",
         "opacity": OPACITY,
-        "interpolation2d": "nearest",
-        "metadata": {KEY: {"prediction": prediction, "gene": name, "path": prediction.path}},
+        "interpolation2d": "linear" if look.smooth else "nearest",
+        "metadata": {
+            KEY: {
+                "prediction": prediction,
+                "gene": name,
+                "path": prediction.path,
+                "look": look,
+                "unit": look.unit(prediction.unit),
+            }
+        },
     }
-    return raster.data, settings, "image"
+    return data, settings, "image"
 
 
 def tissue_layer(slide: Slide, tissue: Tissue) -> LayerTuple:
@@ -131,6 +151,57 @@ def slide_words(slide: Slide) -> str:
     return f"{size}<br>{slide.vendor}, {n} level{'s' * (n > 1)}{kept}{said}"
 
 
+def blend_layer(prediction: Prediction, genes: Sequence[str], palette: str, look: Look) -> LayerTuple:
+    """Return up to three genes as one picture, each in its colour of a palette, lying on the slide in µm.
+
+    Parameters
+    ----------
+    prediction
+        The map.
+    genes
+        Symbols or Ensembl ids; an empty text leaves its colour out.
+    palette
+        One of :data:`napari_peka.core.blend.PALETTES`.
+    look
+        Whose percentiles and scale count.
+
+    Raises
+    ------
+    UnknownName
+        If the model does not know a gene.
+    """
+    named = [(g, c, w) for g, c, w in zip(genes, PALETTES[palette], palette.split(", ")) if g]
+    names = [prediction.genes[prediction.head.index(g)] for g, _, _ in named]
+    rasters = [prediction.raster(g) for g in names]
+    maps = [look.values(r.data, prediction.unit) for r in rasters]
+    picture = blend(maps, [look.limits(m) for m in maps], [c for _, c, _ in named])
+    settings = _raster_place(prediction, rasters[0]) | {
+        "name": " + ".join(f"{name} ({word})" for name, (_, _, word) in zip(names, named)),
+        "rgb": True,
+        "blending": "translucent",
+        "interpolation2d": "linear" if look.smooth else "nearest",
+        "metadata": {KEY: {"blend": prediction}},
+    }
+    return picture, settings, "image"
+
+
+def is_blend_of(layer: Any, prediction: Prediction) -> bool:
+    """Whether a layer is the :func:`blend_layer` of a prediction."""
+    return _ours(layer).get("blend") is prediction
+
+
+def as_beside(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a map's settings for a view of its own: it is looked at only, and no dock takes it for a map."""
+    own = settings["metadata"][KEY]
+    entry = {"beside": True, "unit": own["unit"]}
+    return settings | {"name": f"{own['gene']}, {own['unit']}", "metadata": {KEY: entry}, "opacity": 1.0}
+
+
+def is_beside(layer: Any) -> bool:
+    """Whether a layer is a map in a view of its own."""
+    return bool(_ours(layer).get("beside"))
+
+
 def unreadable_layer(prediction: Prediction) -> LayerTuple:
     """Return the tiles that could not be decoded as a layer of one colour, lying on the slide in µm."""
     raster = prediction.tiles.raster(np.where(prediction.read_ok, np.nan, 1.0), "unreadable")
@@ -154,21 +225,19 @@ def shows_unreadable(layer: Any, prediction: Prediction | None) -> bool:
 
 def update_heatmap(layer: Any, prediction: Prediction, gene: str) -> None:
     """Show another gene (or prediction of the same tiles) in a map's layer, in place."""
-    raster = prediction.raster(gene)
-    name = prediction.genes[prediction.head.index(gene)]
-    layer.data = raster.data
-    path = prediction.path or output_of(layer)
-    layer.metadata[KEY] = {"prediction": prediction, "gene": name, "path": path}
-    layer.name = _title(prediction, name)
+    name, look = prediction.genes[prediction.head.index(gene)], look_of(layer)
+    layer.data = look.values(prediction.raster(gene).data, prediction.unit)
+    _keep(layer, prediction, name, look.unit(prediction.unit))
+    layer.name = f"{name} ({look.unit(prediction.unit)})"
     fit_contrast(layer)
 
 
 def show_values(layer: Any, prediction: Prediction, name: str, unit: str, values: npt.NDArray[np.float32]) -> None:
     """Show any number a tile in a map's layer, in place; no gene is then shown there."""
     layer.data = prediction.tiles.raster(values, unit).data
-    layer.metadata[KEY] = {"prediction": prediction, "gene": None, "path": prediction.path or output_of(layer)}
+    _keep(layer, prediction, None, unit)
     layer.name = f"{name} ({unit})"
-    fit_contrast(layer)
+    fit_contrast(layer, anew=True)
 
 
 def fill_blocks(layer: Any, blocks: Sequence[Block]) -> None:
@@ -180,14 +249,15 @@ def fill_blocks(layer: Any, blocks: Sequence[Block]) -> None:
     assert grid is not None
     rows = prediction.changed_by(blocks)
     at = grid[rows] - grid.min(0)
-    layer.data[at[:, 0], at[:, 1]] = prediction.values(gene, rows)
+    layer.data[at[:, 0], at[:, 1]] = look_of(layer).values(prediction.values(gene, rows), prediction.unit)
     fit_contrast(layer)
     layer.refresh()
 
 
-def fit_contrast(layer: Any) -> None:
-    """Spread the colours over the values that are there."""
-    low, high = contrast_limits(layer.data)
+def fit_contrast(layer: Any, anew: bool = False) -> None:
+    """Spread the colours over the values that are there; those of a locked look stay, unless they are wanted anew."""
+    look = look_of(layer)
+    low, high = colours_of(layer) if look.locked and not anew else look.limits(layer.data)
     finite = layer.data[np.isfinite(layer.data)]
     reach = (min(low, float(finite.min())), max(high, float(finite.max()))) if len(finite) else (low, high)
     layer.contrast_limits_range = reach
@@ -247,10 +317,6 @@ def _raster_place(prediction: Prediction, raster: Raster) -> dict[str, Any]:
     }
 
 
-def _title(prediction: Prediction, gene: str) -> str:
-    return f"{gene} ({prediction.unit})"
-
-
 # -- what a layer is ---------------------------------------------------------------------------------------------
 
 
@@ -271,6 +337,39 @@ def prediction_of(layer: Any) -> Prediction | None:
     """Return the prediction of a map's layer, or None."""
     found: Prediction | None = _ours(layer).get("prediction")
     return found
+
+
+def look_of(layer: Any) -> Look:
+    """Return how a map's layer looks."""
+    found: Look = _ours(layer).get("look") or Look()
+    return found
+
+
+def set_look(layer: Any, look: Look) -> None:
+    """Give a map's layer another look; colours are spread anew where contrast or scale change."""
+    before, prediction, gene = look_of(layer), prediction_of(layer), gene_of(layer)
+    layer.metadata[KEY]["look"] = look
+    if (look.colormap, look.fade) != (before.colormap, before.fade) or look.smooth != before.smooth:
+        look.dress(layer)
+    rescaled = look.linear != before.linear
+    if rescaled and prediction is not None and gene is not None:
+        layer.data = look.values(prediction.raster(gene).data, prediction.unit)
+        _keep(layer, prediction, gene, look.unit(prediction.unit))
+        layer.name = f"{gene} ({look.unit(prediction.unit)})"
+    if rescaled or look.percentiles != before.percentiles:
+        fit_contrast(layer, anew=True)
+
+
+def unit_of(layer: Any) -> str:
+    """Return the unit of the values that a map's layer shows."""
+    return str(_ours(layer).get("unit", ""))
+
+
+def _keep(layer: Any, prediction: Prediction, gene: str | None, unit: str) -> None:
+    path = prediction.path or output_of(layer)
+    layer.metadata[KEY] = {
+        "prediction": prediction, "gene": gene, "path": path, "look": look_of(layer), "unit": unit,
+    }  # fmt: skip
 
 
 def gene_of(layer: Any) -> str | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import shapely
 from qtpy.compat import isalive
 from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtWidgets import (
@@ -22,9 +23,13 @@ from qtpy.QtWidgets import (
 
 from napari_peka.gui import region_layers
 from napari_peka.gui.aside import Aside
+from napari_peka.gui.box_plot import BoxPlot
 from napari_peka.gui.choosers import LayerChooser, Text, slim
 from napari_peka.gui.run_panel import sentence
-from napari_peka.io.statistics import compare_regions, region_table
+from napari_peka.io.statistics import cohens_d, compare_regions, effect_word, region_table, region_values
+
+if TYPE_CHECKING:
+    from napari_peka.io.store import Prediction
 
 REST = "all other tiles"
 _TITLES = ("Region", "Tiles", "Mean", "SD")
@@ -85,7 +90,13 @@ class RegionPanel(QWidget):
             "Cohen's d: difference of the means in pooled standard deviations. No p-values: neighbouring tiles are no "
             "independent samples"
         )
+        self.boxes = BoxPlot()
+        self.boxes.setToolTip("The picked gene: median and quartiles; whiskers reach to 1.5 times their distance")
+        self.boxes.hide()
+        self.effect = Text()
         self.said, self.order = Text(), Text()
+        #: values of the picked gene by region, and on all other tiles, for the effect between two
+        self._values: dict[str, Any] = {}
         form = QFormLayout()
         form.addRow("Shapes", self.shapes)
         pair = QFormLayout()
@@ -95,12 +106,16 @@ class RegionPanel(QWidget):
         column_.setContentsMargins(0, 0, 0, 0)
         column_.addLayout(form)
         column_.addWidget(self.table)
+        column_.addWidget(self.boxes)
         column_.addLayout(pair)
+        column_.addWidget(self.effect)
         column_.addWidget(self.rank_button)
         column_.addWidget(self.said)
         column_.addWidget(self.order)
         self.shapes.changed.connect(self._follow)
         self.rank_button.clicked.connect(self.rank)
+        self.first.currentTextChanged.connect(self._tell_effect)
+        self.second.currentTextChanged.connect(self._tell_effect)
         self._numbers.done.connect(self._fill)
         self._numbers.failed.connect(self._fail)
         self._ranking.done.connect(self._told)
@@ -155,12 +170,20 @@ class RegionPanel(QWidget):
         if not regions or self._gene is None:
             self._numbers.forget()
             self.table.setRowCount(0)
+            self._values = {}
+            self.boxes.hide()
+            self.effect.setText("")
             self.said.setText("" if self.shapes.layer() is None else "nothing with an area is drawn in this layer yet")
             return
         self.said.setText("")
-        self._numbers.ask(partial(region_table, self._prediction, regions, [self._gene]))
+        self._numbers.ask(partial(_numbers_of, self._prediction, regions, self._gene))
 
-    def _fill(self, table: Any) -> None:
+    def _fill(self, found: Any) -> None:
+        gene, table, self._values = found
+        if gene == self._gene:
+            unit = self._prediction.unit
+            self.boxes.show_values({n: v for n, v in self._values.items() if n in set(table["region"])}, unit)
+            self._tell_effect()
         self.table.setRowCount(len(table))
         for i, row in enumerate(table.itertuples()):
             numbers = [f"{v:.2f}" if np.isfinite(v) else "–" for v in (row.mean, row.sd)]
@@ -170,6 +193,20 @@ class RegionPanel(QWidget):
                     item.setTextAlignment(int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter))
                 self.table.setItem(i, j, item)
 
+    def _tell_effect(self, *_: object) -> None:
+        """Say how much the picked gene differs between the two regions that are chosen."""
+        a, b = self.first.currentText(), self.second.currentText()
+        one, other = self._values.get(a), self._values.get(self._other(b))
+        d = np.nan if one is None or other is None or a == b else cohens_d(one, other)
+        if not np.isfinite(d):
+            self.effect.setText("")
+            return
+        size = effect_word(d)
+        self.effect.setText(f"<b>{self._gene}</b>, {a} against {b}: Cohen's d {d:+.2f} ({size})")
+
+    def _other(self, name: str) -> str:
+        return f"{REST} {self.first.currentText()}" if name == REST else name
+
     def _told(self, found: Any) -> None:
         table, words = found
         self.said.setText("")
@@ -178,6 +215,14 @@ class RegionPanel(QWidget):
 
     def _fail(self, error: Exception) -> None:
         self.said.setText(sentence(error))
+
+
+def _numbers_of(prediction: Prediction, regions: dict[str, Any], gene: str) -> tuple[str, Any, dict[str, Any]]:
+    """Return a gene, its numbers by region, and its values by region and, for each, on all other tiles."""
+    table = region_table(prediction, regions, [gene])
+    centre, values = prediction.tiles.centre_yx, region_values(prediction, regions, gene)
+    outside = {f"{REST} {n}": ~shapely.contains_xy(r, centre[:, 1], centre[:, 0]) for n, r in regions.items()}
+    return gene, table, values | region_values(prediction, outside, gene)
 
 
 def _compared(prediction: Any, a: Any, b: Any, words: str) -> tuple[Any, str]:

@@ -24,7 +24,7 @@ from napari_peka.gui.aside import Aside
 from napari_peka.gui.choosers import Text, slim
 from napari_peka.gui.run_panel import sentence
 from napari_peka.io.figure import trust_text
-from napari_peka.io.statistics import gene_set_score, known_genes, read_gene_sets
+from napari_peka.io.statistics import gene_set_score, known_genes, own_gene_sets, read_gene_sets
 
 #: what a pasted list is called
 PASTED = "pasted genes"
@@ -39,9 +39,12 @@ class SetPanel(QWidget):
     ----------
     scored
         Emitted with the map's prediction, the set's name, and the score of each tile, float32 ``(n,)``.
+    known
+        Emitted with the sets' genes by name, when others are there or the map is another.
     """
 
     scored = Signal(object, str, object)
+    known = Signal(dict)
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +52,7 @@ class SetPanel(QWidget):
         self._sets: dict[str, list[str]] = {}
         self._scoring = Aside(self)
         self.names = slim(QComboBox())
-        self.names.setToolTip("Sets of the GMT file")
+        self.names.setToolTip("Published signatures, or the sets of a GMT file; the search line takes these names too")
         self.load_button = QPushButton("GMT…")
         self.load_button.setToolTip("Sets of genes from a GMT file, as MSigDB and Enrichr give them")
         self.pasted = QLineEdit()
@@ -87,18 +90,26 @@ class SetPanel(QWidget):
         """Tell of another map; None: there is none."""
         if prediction is not self._prediction:
             self._prediction = prediction
+            if not self._sets:
+                self._take(own_gene_sets())
+            self.known.emit(self._sets)
             self._tell()
 
     def load(self, path: Path) -> None:
         """Take the sets of a GMT file."""
         try:
-            self._sets = read_gene_sets(path)
+            sets = read_gene_sets(path)
         except PekaError as e:
             self._fail(e)
             return
         self.pasted.clear()
+        self._take(sets)
+        self.known.emit(sets)
+
+    def _take(self, sets: dict[str, list[str]]) -> None:
+        self._sets = sets
         self.names.clear()
-        self.names.addItems(list(self._sets))
+        self.names.addItems(list(sets))
 
     def chosen(self) -> tuple[str, list[str]]:
         """Return name and genes of what is pasted, or else of the set that is chosen."""

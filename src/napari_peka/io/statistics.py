@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from napari_peka.io.store import Prediction
 
+ASSETS = Path(__file__).parent.parent / "assets"
 #: neighbours for Moran's I: the eight around a tile of a grid, in strides
 _RING = 1.5
 #: tiles of a region below which its spread tells nothing
@@ -119,6 +120,11 @@ def known_genes(prediction: Prediction, genes: Sequence[str]) -> tuple[list[str]
         except UnknownName:
             missing.append(gene)
     return list(dict.fromkeys(found)), missing
+
+
+def own_gene_sets() -> dict[str, list[str]]:
+    """Return the sets that come with this package: published signatures, with their sources in the file."""
+    return read_gene_sets(ASSETS / "signatures.gmt")
 
 
 def read_gene_sets(path: Path | str) -> dict[str, list[str]]:
@@ -229,6 +235,27 @@ def region_table(prediction: Prediction, regions: Mapping[str, Any], genes: Sequ
             rows.append((name, gene, len(inside), mean, sd, quartiles[1], quartiles[0], quartiles[2]))
     names = ("region", "gene", "tiles", "mean", "sd", "median", "q25", "q75")
     return pd.DataFrame(rows, columns=list(names))
+
+
+def region_values(prediction: Prediction, regions: Mapping[str, Any], gene: str) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the known values of a gene on the tiles of each region, in the map's unit."""
+    values = prediction.values(gene)
+    finite = np.isfinite(values)
+    return {name: values[_rows(prediction.tiles.centre_yx, r) & finite] for name, r in regions.items()}
+
+
+def cohens_d(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> float:
+    """Return the difference of two means in pooled standard deviations (Cohen 1988); NaN for fewer than three each."""
+    if min(len(a), len(b)) < MIN_TILES:
+        return float("nan")
+    pooled = np.sqrt((a.var() * len(a) + b.var() * len(b)) / (len(a) + len(b) - 2))
+    return float((a.mean() - b.mean()) / pooled) if pooled > 1e-9 else float("nan")
+
+
+def effect_word(d: float) -> str:
+    """Return an effect size in words: small from 0.2, medium from 0.5, large from 0.8 (Cohen 1988)."""
+    size = abs(d)
+    return "large" if size >= 0.8 else "medium" if size >= 0.5 else "small" if size >= 0.2 else "negligible"
 
 
 def _ring(prediction: Prediction) -> Neighbours:

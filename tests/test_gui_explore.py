@@ -1,0 +1,256 @@
+"""How a map looks, several genes at once, what is under the mouse: the dock Explore on a real map."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+pytest.importorskip("napari", reason="napari is not installed (pip install 'napari-peka[gui]')")
+pytest.importorskip("pytestqt")
+if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    pytest.skip("no display; run under: xvfb-run -a python -m pytest", allow_module_level=True)
+
+from qtpy.QtCore import Qt
+
+import napari_peka as peka
+from napari_peka.core.blend import PALETTES, blend
+from napari_peka.gui import layers, region_layers
+from napari_peka.gui.explore_widget import ExploreWidget
+from napari_peka.gui.here import NOWHERE, ordinal, reading
+from napari_peka.gui.look import COLORMAPS, Look, colours
+from napari_peka.gui.session import session_of
+from napari_peka.io.figure import contrast_limits
+
+WAIT_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def prediction(sample, tmp_path_factory):
+    """The demo model's map of the embedded slide."""
+    path = tmp_path_factory.mktemp("explored") / "s.peka.zarr"
+    config = peka.PredictConfig(device="cpu", stride_px=112)
+    with peka.open_slide(sample) as slide:
+        return peka.predict(slide, peka.load_model("demo"), output=path, config=config)
+
+
+@pytest.fixture
+def viewer(make_napari_viewer):
+    return make_napari_viewer()
+
+
+@pytest.fixture
+def heat(viewer, prediction):
+    for data, settings, _ in layers.sample_slide_data():
+        viewer.add_image(data, **settings)
+    data, settings, _ = layers.heatmap_layer(prediction, "ERBB2")
+    return viewer.add_image(data, **settings)
+
+
+@pytest.fixture
+def dock(viewer, heat, qtbot) -> ExploreWidget:
+    dock = ExploreWidget(viewer)
+    qtbot.addWidget(dock)
+    dock.resize(340, 1200)
+    dock.show()
+    return dock
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left():
+    yield
+    gc.collect()
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("peka-")]
+
+
+def unfold(qtbot, fold, widget) -> None:
+    qtbot.mouseClick(fold.toggleButton(), Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: widget.height() > 15, timeout=WAIT_MS)
+
+
+class TestLook:
+    def test_colours_fade_and_spread(self, dock, heat, prediction, qtbot):
+        unfold(qtbot, dock.look_fold, dock.look.fade)
+        assert heat.colormap.colors[0, 3] < 0.2  # as usual low values fade, but are not gone
+        assert heat.colormap.colors[0, 3] > 0.05
+        dock.look.fade.click()
+        assert heat.colormap.colors[0, 3] == 1
+        dock.look.colours.setCurrentIndex(list(COLORMAPS).index("cividis"))
+        np.testing.assert_allclose(heat.colormap.colors, colours("cividis", False).colors)
+        dock.look.low.setValue(10)
+        dock.look.high.setValue(90)
+        values = prediction.values("ERBB2")
+        assert heat.contrast_limits == pytest.approx(np.percentile(values[np.isfinite(values)], (10, 90)), rel=1e-4)
+        assert f"colours from {heat.contrast_limits[0]:.3g}" in dock.about.text()
+        dock.look.smooth.click()
+        assert heat.interpolation2d == "linear"
+
+    def test_colours_of_one_gene_are_kept_for_the_next(self, dock, heat, prediction, qtbot):
+        limits = contrast_limits(prediction.values("ERBB2"))
+        dock.look.locked.setChecked(True)
+        dock.pick("KRT8")
+        np.testing.assert_array_equal(heat.data, prediction.raster("KRT8").data)
+        assert heat.contrast_limits == pytest.approx(limits)
+        heat.contrast_limits = (0.1, 0.7)  # by napari's own slider
+        dock.pick("CD74")
+        assert heat.contrast_limits == pytest.approx((0.1, 0.7))
+        dock.look.locked.setChecked(False)
+        dock.pick("KRT8")
+        assert heat.contrast_limits == pytest.approx(contrast_limits(prediction.values("KRT8")), rel=1e-4)
+
+    def test_without_logarithm(self, dock, heat, prediction):
+        assert dock.look.linear.text() == "linear (CP10K)"
+        dock.look.linear.setChecked(True)
+        wanted = np.expm1(np.maximum(prediction.raster("ERBB2").data, 0))
+        np.testing.assert_allclose(heat.data, wanted, rtol=1e-5)
+        assert heat.name == "ERBB2 (CP10K)"
+        assert "CP10K, predicted" in dock.about.text()
+        assert "log1p" not in dock.about.text()
+        dock.pick("KRT8")
+        assert heat.name == "KRT8 (CP10K)"
+        dock.look.linear.setChecked(False)
+        np.testing.assert_array_equal(heat.data, prediction.raster("KRT8").data)
+
+    def test_a_look_is_kept_as_json_and_damage_is_as_usual(self):
+        look = Look("viridis", False, (1.0, 99.0), True, True, True)
+        assert Look.from_json(look.as_json()) == look
+        usual = Look()
+        for damaged in (
+            None,
+            [],
+            {"colormap": "jet"},
+            {"percentiles": [90, 10]},
+            {"percentiles": "x"},
+            {"fade": "yes"},
+        ):
+            assert Look.from_json(damaged) == usual
+
+
+class TestCompare:
+    def test_a_blend_of_three_genes(self, dock, viewer, heat, prediction, qtbot):
+        unfold(qtbot, dock.compare_fold, dock.compare.blend_button)
+        qtbot.mouseClick(dock.compare.blend_button, Qt.MouseButton.LeftButton)
+        assert "name a gene" in dock.compare.said.text()
+        qtbot.mouseClick(dock.compare.picks[0], Qt.MouseButton.LeftButton)
+        assert dock.compare.fields[0].text() == "ERBB2"
+        dock.compare.put(2, "nosuchgene")
+        qtbot.mouseClick(dock.compare.blend_button, Qt.MouseButton.LeftButton)
+        assert "does not know the gene" in dock.compare.said.text()
+        dock.compare.put(2, "cd74")
+        qtbot.mouseClick(dock.compare.blend_button, Qt.MouseButton.LeftButton)
+        [layer] = [x for x in viewer.layers if layers.is_blend_of(x, prediction)]
+        assert layer.name == "ERBB2 (cyan) + CD74 (yellow)"
+        assert layer.rgb
+        maps = [prediction.raster(g).data for g in ("ERBB2", "CD74")]
+        cyan, _, yellow = PALETTES["cyan, magenta, yellow"]
+        np.testing.assert_array_equal(layer.data, blend(maps, [contrast_limits(m) for m in maps], [cyan, yellow]))
+        assert not heat.visible
+        np.testing.assert_allclose(layer.extent.world, heat.extent.world)
+        qtbot.mouseClick(dock.compare.blend_button, Qt.MouseButton.LeftButton)
+        assert sum(layers.is_blend_of(x, prediction) for x in viewer.layers) == 1  # another one takes its place
+
+    def test_side_by_side_and_back(self, dock, viewer, prediction, qtbot):
+        unfold(qtbot, dock.compare_fold, dock.compare.beside_button)
+        dock.compare.put(0, "ERBB2")
+        dock.compare.put(1, "CD74")
+        before = list(viewer.layers)
+        qtbot.mouseClick(dock.compare.beside_button, Qt.MouseButton.LeftButton)
+        added = [x for x in viewer.layers if x not in before]
+        assert [x.name for x in added] == ["ERBB2, log1p CP10K", "CD74, log1p CP10K"]
+        assert viewer.grid.enabled
+        assert dock.map.count() == 1  # they are looked at, not chosen
+        qtbot.mouseClick(dock.compare.beside_button, Qt.MouseButton.LeftButton)
+        assert list(viewer.layers) == before
+        assert not viewer.grid.enabled
+
+    def test_colours_add_up_and_nothing_is_transparent(self):
+        full, none, nan = np.ones((1, 1)), np.zeros((1, 1)), np.full((1, 1), np.nan)
+        red, green, blue = PALETTES["red, green, blue"]
+
+        def one(*maps):
+            return blend(maps, [(0, 1)] * len(maps), [red, green, blue])[0, 0].tolist()
+
+        assert one(full, full, full) == [255, 255, 255, 255]
+        assert one(full, none, none) == [255, 0, 0, 255]
+        assert one(full, nan, none) == [255, 0, 0, 255]
+        assert one(nan, nan, nan)[3] == 0
+        assert 0 < one(none, none, none)[3] < 60
+        with pytest.raises(ValueError, match="as many limits"):
+            blend([full], [], [red])
+
+
+class TestHere:
+    def test_what_is_under_the_mouse(self, dock, viewer, heat, prediction):
+        row = int(np.nanargmax(prediction.values("ERBB2")))
+        viewer.cursor.position = tuple((prediction.tiles.centre_yx[row] - 0.5) * prediction.tiles.slide_mpp)
+        value = prediction.values("ERBB2")[row]
+        pcc = prediction.head.pcc[prediction.head.index("ERBB2")]
+        assert dock.here.text().startswith(f"here: {value:.3g} log1p CP10K, ")
+        assert f"held-out PCC {pcc:.2f}" in dock.here.text()
+        rank = int(dock.here.text().split(", ")[1].split("th")[0].split("st")[0])
+        assert rank > 95
+        viewer.cursor.position = (-1e6, 0.0)
+        assert dock.here.text() == NOWHERE
+        heat.data = np.full_like(heat.data, np.nan)
+        viewer.cursor.position = tuple((prediction.tiles.centre_yx[row] - 0.5) * prediction.tiles.slide_mpp)
+        assert dock.here.text() == "no value here"
+        assert reading(None, (0, 0)) == NOWHERE
+
+    def test_places_in_an_order(self):
+        assert [ordinal(n) for n in (0, 1, 2, 3, 11, 12, 13, 21, 100)] == [
+            "0th", "1st", "2nd", "3rd", "11th", "12th", "13th", "21st", "100th",
+        ]  # fmt: skip
+
+
+def test_a_gene_is_found_by_its_other_names_and_by_its_set(dock, prediction, qtbot):
+    def found() -> list[str]:
+        return dock.genes.listed()
+
+    qtbot.keyClicks(dock.search, "her2")
+    assert found() == ["ERBB2"]
+    dock.search.clear()
+    qtbot.keyClicks(dock.search, "t cell-inflamed signature")
+    assert len(found()) > 1
+    assert set(found()) <= set("CCL5 CD27 CD274 CD276 CD8A CMKLR1 CXCL9 CXCR6 HLA-DQA1 HLA-DRB1 HLA-E IDO1 LAG3 NKG7 "
+                               "PDCD1LG2 PSMB10 STAT1 TIGIT".split())  # fmt: skip
+    dock.pick("HER2")
+    assert dock.gene() == "ERBB2"
+
+
+def test_regions_as_boxes_with_an_effect(dock, viewer, prediction, qtbot):
+    y, _ = prediction.tiles.centre_um.mean(0)
+    (top, left), (bottom, right) = prediction.tiles.centre_um.min(0) - 99, prediction.tiles.centre_um.max(0) + 99
+    upper, lower = ([[a, left], [a, right], [b, right], [b, left]] for a, b in ((top, y), (y + 1, bottom)))
+    shapes = viewer.add_shapes(
+        [upper, lower], shape_type="polygon", features={"name": ["tumour", "stroma"]}, name="drawn", units=layers.UM
+    )
+    unfold(qtbot, dock.region_fold, dock.regions.rank_button)
+    dock.regions.shapes.choose(shapes)
+    qtbot.waitUntil(lambda: set(dock.regions.boxes.shown) == {"tumour", "stroma"}, timeout=WAIT_MS)
+    regions = region_layers.regions_of(shapes, prediction.tiles.slide_mpp)
+    ranked = peka.compare_regions(prediction, regions["tumour"], regions["stroma"])
+    dock.regions.first.setCurrentText("tumour")
+    dock.regions.second.setCurrentText("stroma")
+    assert f"Cohen's d {ranked['cohens_d']['ERBB2']:+.2f}" in dock.regions.effect.text()
+    table = peka.region_table(prediction, regions, ["ERBB2"]).set_index("region")
+    assert np.median(dock.regions.boxes.shown["tumour"]) == pytest.approx(table["median"]["tumour"], rel=1e-5)
+    dock.regions.second.setCurrentText("all other tiles")
+    against = peka.compare_regions(prediction, regions["tumour"])["cohens_d"]["ERBB2"]
+    assert f"{against:+.2f}" in dock.regions.effect.text()
+    dock.pick("KRT8")
+    qtbot.waitUntil(lambda: "<b>KRT8</b>" in dock.regions.effect.text(), timeout=WAIT_MS)
+
+
+def test_docks_share_the_gene(dock, viewer):
+    session = session_of(viewer)
+    dock.pick("KRT8")
+    assert session.gene == "KRT8"
+    session.gene = "CD74"  # as another dock does
+    assert dock.gene() == "CD74"
+    session.gene = "NOSUCHGENE"
+    assert dock.gene() == "CD74"
+    assert dock.error.text() == ""
