@@ -25,7 +25,8 @@ from napari_peka.gui import layers, region_layers
 from napari_peka.gui.explore_widget import ExploreWidget
 from napari_peka.gui.export_panel import LISTED, THIS
 from napari_peka.gui.gene_model import DIFFERENCE, MEASURES
-from napari_peka.gui.predict_widget import PredictWidget, default_folder
+from napari_peka.gui.places import default_folder
+from napari_peka.gui.predict_widget import PredictWidget
 from napari_peka.gui.run_panel import TICK_MS, RunPanel
 from napari_peka.gui.slide_widget import SlideWidget
 

@@ -23,7 +23,8 @@ from qtpy.QtWidgets import QFileDialog
 
 from napari_peka.gui import layers, region_layers
 from napari_peka.gui.choosers import DOCK_WIDTH
-from napari_peka.gui.slide_widget import SlideWidget, regions_path
+from napari_peka.gui.places import regions_path
+from napari_peka.gui.slide_widget import SlideWidget
 from napari_peka.io.regions import regions_by_name, write_regions
 
 WAIT_MS = 60_000
@@ -215,3 +216,49 @@ def test_a_dock_that_nobody_holds_any_more_dies_quietly(viewer, qtbot, svs):
     gc.collect()
     qtbot.wait(50)
     viewer.layers.clear()
+
+
+def test_a_session_is_saved_and_comes_back(dock, viewer, qtbot, svs, monkeypatch, make_napari_viewer):
+    dock.open_slide(svs)
+    slide = layers.slide_of(viewer.layers[0])
+    data, settings, _ = region_layers.regions_layer(slide, {"tumour": TUMOUR})
+    viewer.add_shapes(data, **settings)
+    qtbot.mouseClick(dock.session_fold.toggleButton(), Qt.MouseButton.LeftButton)
+    wait_for(qtbot, lambda: dock.sessions.save_button.height() > 15)
+    offered = []
+
+    def choose(parent, title, start, *_):
+        offered.append(start)
+        return str(start), ""
+
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", choose)
+    click(qtbot, dock.sessions.save_button)
+    assert dock.sessions.said.text() == "saved: case.peka.json"
+    [path] = offered
+    viewer.layers.clear()
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_, **__: (path, ""))
+    click(qtbot, dock.sessions.open_button)
+    wait_for(qtbot, lambda: dock.sessions.said.text() == "all is back")
+    assert layers.slide_of(dock.slide.layer()).path == slide.path
+    regions = [x for x in viewer.layers if layers.is_part_of(x, "regions", slide)]
+    assert len(regions) == 1  # once, though the dock brings regions back too
+    assert same(region_layers.regions_of(regions[0], slide.mpp)["tumour"], TUMOUR)
+    dock.sessions.open(svs)
+    wait_for(qtbot, lambda: "is no session of napari-peka" in dock.sessions.said.text())
+
+
+def test_menus_and_palette_open_the_docks(make_napari_viewer, qtbot, svs, tmp_path, monkeypatch):
+    from napari._app_model import get_app_model
+
+    viewer = make_napari_viewer()
+    chosen = {"file": str(svs)}
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_, **__: (chosen["file"], ""))
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_, **__: (str(tmp_path / "a.peka.json"), ""))
+    run = get_app_model().commands.execute_command
+    run("napari-peka.open_slide").result()
+    assert layers.slide_of(viewer.layers[0]).path == svs
+    run("napari-peka.save_session").result()
+    assert (tmp_path / "a.peka.json").exists()
+    viewer.layers.clear()
+    viewer.open(tmp_path / "a.peka.json", plugin="napari-peka")  # as by drag and drop
+    assert layers.slide_of(viewer.layers[0]).path == svs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_peka.io.sample import ASSETS
 from napari_peka.io.store import RESEARCH_USE
 
 #: px; a dock wider than this takes the picture's room
@@ -103,19 +101,6 @@ def with_button(widget: QWidget, button: QPushButton) -> QWidget:
     line.addWidget(widget, 1)
     line.addWidget(button)
     return row
-
-
-def default_folder(slide: Path) -> tuple[Path, str]:
-    """Return where a slide's result goes by default, and what to say about it.
-
-    Beside the slide; in the person's own folder when that cannot be written or is part of this package.
-    """
-    own = Path.home() / "napari-peka"
-    if ASSETS in slide.resolve().parents:
-        return own, ""
-    if not os.access(slide.parent, os.W_OK):
-        return own, f"You may not write beside the slide ({slide.parent}); the result goes to this folder."
-    return slide.parent, ""
 
 
 class LayerChooser(QComboBox):

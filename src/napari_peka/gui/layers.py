@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.core.blend import PALETTES, blend
-from napari_peka.core.errors import PekaError, UnknownName
+from napari_peka.core.errors import PekaError, SettingError, UnknownName
 from napari_peka.core.geometry import Block, Rect
 from napari_peka.core.raster import Raster
 from napari_peka.gui.look import Look, colours
@@ -34,7 +34,7 @@ OPACITY = 0.6
 #: px (width, height): tall enough for several ticks
 BAR_SIZE = (20.0, 260.0)
 SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif", ".svslide", ".ome.tif", ".ome.tiff", ".ome.zarr")
-RESULT_ENDING = ".peka.zarr"
+RESULT_ENDING, SESSION_ENDING = ".peka.zarr", ".peka.json"
 #: a tif without pyramid is taken for a slide from this longer side on, px
 _SLIDE_PX = 4096
 
@@ -449,7 +449,9 @@ def read_layers(path: str | Sequence[str]) -> list[Any]:
     layers: list[LayerTuple] = []
     for one in [path] if isinstance(path, (str, Path)) else path:
         try:
-            if Path(one).name.lower().endswith(RESULT_ENDING):
+            if Path(one).name.lower().endswith(SESSION_ENDING):
+                _restore(Path(one))
+            elif Path(one).name.lower().endswith(RESULT_ENDING):
                 prediction = read_prediction(one)
                 layers.append(heatmap_layer(prediction, best_gene(prediction)))
             else:
@@ -459,6 +461,21 @@ def read_layers(path: str | Sequence[str]) -> list[Any]:
         except PekaError as e:
             _say([str(e)], error=True)
     return layers or [(None,)]  # npe2's word for "read, and nothing to show"
+
+
+def _restore(path: Path) -> None:
+    """Bring a session back into the viewer that is open."""
+    from napari import current_viewer
+
+    from napari_peka.gui.session import session_of
+    from napari_peka.gui.session_file import read_session, show_session
+
+    viewer = current_viewer()
+    if viewer is None:
+        raise SettingError("a session is opened into a viewer; there is none")
+    opened = read_session(path)
+    show_session(session_of(viewer), opened)
+    _say(opened.problems)
 
 
 def sample_slide_data() -> list[LayerTuple]:
@@ -491,7 +508,7 @@ def _say(sentences: Iterable[str], error: bool = False) -> None:
 
 def _is_ours(path: Path) -> bool:
     name = path.name.lower()
-    if name.endswith((*SLIDE_ENDINGS, RESULT_ENDING)):
+    if name.endswith((*SLIDE_ENDINGS, RESULT_ENDING, SESSION_ENDING)):
         return True
     return name.endswith((".tif", ".tiff")) and _tif_is_slide(path)
 

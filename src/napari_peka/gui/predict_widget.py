@@ -28,12 +28,12 @@ from napari_peka.gui.choosers import (
     LayerChooser,
     ModelChooser,
     Text,
-    default_folder,
     notice,
     scrolled,
     slim,
     with_button,
 )
+from napari_peka.gui.places import default_folder
 from napari_peka.gui.run_panel import RunPanel, run_summary
 from napari_peka.io.slide import ALLOWED_MPP
 

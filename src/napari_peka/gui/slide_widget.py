@@ -18,13 +18,16 @@ from qtpy.QtWidgets import (
     QPushButton,
     QWidget,
 )
+from superqt import QCollapsible
 
 from napari_peka.core import files
 from napari_peka.core.errors import PekaError
 from napari_peka.gui import layers, region_layers
 from napari_peka.gui.aside import Aside
-from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, default_folder, notice, scrolled, with_button
+from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, notice, scrolled, with_button
+from napari_peka.gui.places import regions_path
 from napari_peka.gui.run_panel import sentence
+from napari_peka.gui.session_panel import SessionPanel
 from napari_peka.io.regions import regions_by_name, write_regions
 from napari_peka.io.slide import ALLOWED_MPP
 
@@ -85,11 +88,12 @@ class SlideWidget(QWidget):
         self.export_button = QPushButton("Export…")
         self.export_button.setToolTip("Regions as GeoJSON, which QuPath imports")
         self.regions = Text()
+        self.sessions = SessionPanel(self.viewer)
         self.error = Text("color: #d9534f;")
         self.error.hide()
         self._lay_out()
         self.slide.changed.connect(self._slide_changed)
-        self.open_button.clicked.connect(self._browse)
+        self.open_button.clicked.connect(self.ask_open)
         self.set_button.clicked.connect(self._set_mpp)
         self.tissue.toggled.connect(self._show_tissue)
         self._tissue.done.connect(self._found_tissue)
@@ -125,6 +129,9 @@ class SlideWidget(QWidget):
         column = scrolled(self)
         column.addLayout(form)
         column.addWidget(self.error)
+        self.session_fold = QCollapsible("Session")
+        self.session_fold.addWidget(self.sessions)
+        column.addWidget(self.session_fold)
         column.addStretch(1)
         column.addWidget(notice())
 
@@ -160,7 +167,8 @@ class SlideWidget(QWidget):
             except PekaError as e:
                 self._fail(e)
 
-    def _browse(self) -> None:
+    def ask_open(self) -> None:
+        """Ask for a slide, and open it."""
         chosen, _ = QFileDialog.getOpenFileName(self, "Open a slide")
         if chosen:
             self.open_slide(Path(chosen))
@@ -354,12 +362,6 @@ class SlideWidget(QWidget):
         text = "" if error is None else error if isinstance(error, str) else sentence(error)
         self.error.setText(text)
         self.error.setVisible(bool(text))
-
-
-def regions_path(slide: Path) -> Path:
-    """Return where a slide's regions are kept: beside it, or in the person's own folder where one may not write."""
-    folder, _ = default_folder(slide)
-    return folder / f"{slide.stem}.regions.geojson"
 
 
 def _with_tissue(slide: Any) -> tuple[Any, Any]:
