@@ -33,6 +33,15 @@ def _own_models_folder(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("NAPARI_PEKA_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _own_preferences(request, monkeypatch):
+    """No test reads or writes the preferences of whoever runs it."""
+    from napari_peka.gui import preferences
+
+    if "plugin_settings" not in request.fixturenames:
+        monkeypatch.setattr(preferences, "_page", lambda: None)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real slides and sections, which a clone alone does not have."""

@@ -798,6 +798,20 @@ def test_prune_removes_the_old_or_all_but_nothing_of_somebody_else(kept):
     assert not half.exists()
 
 
+def test_prune_leaves_as_much_as_is_wanted_and_takes_the_oldest(kept):
+    ages = {"P1-0123456789abcdef.zarr": 40, "P2-0123456789abcdef.zarr": 2}
+    sizes = {e.name: e.size_bytes for e in cache.listing()}
+    room = sum(sizes.values()) - 1
+    removed = run("cache", "prune", "--keep-gb", room / 1e9, "--json").data["removed"]
+    assert removed[0]["age_days"] == max(e["age_days"] for e in removed)
+    left = {e.name for e in cache.listing()}
+    assert left == set(sizes) - set(names(removed))
+    assert len(left) > 0
+    assert set(ages) - left <= {"P1-0123456789abcdef.zarr"}
+    assert run("cache", "prune", "--keep-gb", 1000, "--json").data["removed"] == []
+    assert "list removes nothing" in run("cache", "list", "--keep-gb", 1, code=2).err[-1]
+
+
 def test_prune_never_leaves_its_folder(kept, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(kept / "tiles", elsewhere / "tiles")

@@ -236,7 +236,7 @@ class TestManifest:
     def test_patterns_are_those_of_the_reader(self):
         (reader,) = self.manifest().contributions.readers
         claimed = {p.removeprefix("*") for p in reader.filename_patterns}
-        assert claimed == {*layers.SLIDE_ENDINGS, layers.RESULT_ENDING}
+        assert claimed == {*layers.SLIDE_ENDINGS, layers.RESULT_ENDING, layers.SESSION_ENDING}
         assert not claimed & {".tif", ".tiff", ".jpg", ".png"}
 
 

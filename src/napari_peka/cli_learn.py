@@ -279,6 +279,10 @@ class CacheAction(StrEnum):
 def cache(
     action: Annotated[CacheAction, typer.Argument(help="Show what is kept, or remove it.")] = CacheAction.LIST,
     older_than: Annotated[float, typer.Option(metavar="DAYS", min=0, help="Only what is at least this old.")] = 0.0,
+    keep_gb: Annotated[
+        float | None,
+        typer.Option(metavar="GB", min=0, help="Remove the oldest until the rest is no more than this."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what is kept to save time (cut tiles, images out of files), or remove it; it is made again when needed.
@@ -288,7 +292,12 @@ def cache(
     from napari_peka.io import cache as kept
 
     removes = action is CacheAction.PRUNE
-    entries = (kept.prune if removes else kept.listing)(older_than_days=older_than)
+    if keep_gb is not None and not removes:
+        raise SettingError("--keep-gb says what prune is to leave; list removes nothing")
+    if removes:
+        entries = kept.prune(older_than_days=older_than, keep_bytes=None if keep_gb is None else round(keep_gb * 1e9))
+    else:
+        entries = kept.listing(older_than_days=older_than)
     folder = kept.cache_folder()
     data = {
         "folder": str(folder),

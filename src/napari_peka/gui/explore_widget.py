@@ -33,6 +33,7 @@ from napari_peka.gui.gene_model import DIFFERENCE, GENE, MEASURES, PCC, VALUE, G
 from napari_peka.gui.here import Here
 from napari_peka.gui.look import Look
 from napari_peka.gui.look_panel import LookPanel
+from napari_peka.gui.preferences import remember
 from napari_peka.gui.region_panel import RegionPanel
 from napari_peka.gui.run_panel import sentence
 from napari_peka.gui.session import session_of
@@ -405,6 +406,8 @@ class ExploreWidget(QWidget):
     def _set_look(self, look: Look) -> None:
         if (layer := self.map.layer()) is not None:
             layers.set_look(layer, look)
+            remember("maps", "colormap", look.colormap)
+            remember("maps", "fade", look.fade)
             self._colours_changed()
             self.here.read()
 

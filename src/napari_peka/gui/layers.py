@@ -19,6 +19,7 @@ from napari_peka.core.errors import PekaError, SettingError, UnknownName
 from napari_peka.core.geometry import Block, Rect
 from napari_peka.core.raster import Raster
 from napari_peka.gui.look import Look, colours
+from napari_peka.gui.preferences import usual_look
 
 if TYPE_CHECKING:
     from napari_peka.infer.tissue import Tissue
@@ -63,14 +64,14 @@ def heatmap_layer(prediction: Prediction, gene: str, look: Look | None = None) -
     gene
         Symbol or Ensembl id.
     look
-        How it is to look; None: as usual.
+        How it is to look; None: as the preferences say.
 
     Raises
     ------
     UnknownName
         If the model does not know the gene.
     """
-    look = look or Look()
+    look = look or usual_look()
     raster = prediction.raster(gene)
     name = prediction.genes[prediction.head.index(gene)]
     data = look.values(raster.data, prediction.unit)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from psygnal import Signal
 
-from napari_peka.gui import layers
+from napari_peka.gui import layers, preferences
 
 if TYPE_CHECKING:
     from napari_peka.io.section import Section
@@ -171,6 +171,7 @@ def session_of(viewer: Any) -> Session:
     own = getattr(viewer, "__wrapped__", viewer)  # napari hands plugins a proxy
     key = id(own)
     if key not in _SESSIONS:
+        preferences.apply()
         _SESSIONS[key] = Session(_Weak(own))
         weakref.finalize(own, _drop, key)
     return _SESSIONS[key]

@@ -113,7 +113,7 @@ def listing(*, older_than_days: float = 0.0) -> list[Cached]:
     return sorted((e for e in found if e.age_days >= older_than_days), key=lambda e: (-e.size_bytes, e.name))
 
 
-def prune(*, older_than_days: float = 0.0) -> list[Cached]:
+def prune(*, older_than_days: float = 0.0, keep_bytes: int | None = None) -> list[Cached]:
     """Remove what is kept, and return what was removed, largest first.
 
     What is needed again is made again. Files under other names are never touched, nor is what somebody may be writing:
@@ -123,14 +123,22 @@ def prune(*, older_than_days: float = 0.0) -> list[Cached]:
     ----------
     older_than_days
         Only what is at least this old.
+    keep_bytes
+        Only the oldest, until what is left takes no more than this; None: all.
 
     Raises
     ------
     StoreError
         If something cannot be read or removed, or a folder leads elsewhere.
     """
-    removed = []
-    for entry in listing(older_than_days=older_than_days):
+    removed: list[Cached] = []
+    entries = listing(older_than_days=older_than_days)
+    room = None if keep_bytes is None else sum(e.size_bytes for e in listing()) - keep_bytes
+    if room is not None:
+        entries = sorted(entries, key=lambda e: -e.age_days)
+    for entry in entries:
+        if room is not None and sum(e.size_bytes for e in removed) >= room:
+            break
         if entry.kind == "unfinished" and entry.age_days < _ABANDONED_DAYS:
             continue
         files.remove_tree(entry.path)

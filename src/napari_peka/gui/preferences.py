@@ -1,0 +1,66 @@
+"""What a person set in napari's Preferences, on this plugin's page. There is no Qt in here.
+
+The page is declared in the manifest (``configurations``); napari shows it and keeps its values in a file of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from typing import Any
+
+from napari_peka.gui.look import COLORMAPS, Look
+from napari_peka.io import cache
+from napari_peka.models.folder import use_models_folder
+
+_PLUGIN = "napari-peka"
+
+
+def setting(group: str, name: str, default: Any) -> Any:
+    """Return a value of the Preferences page; `default` where napari does not know this plugin."""
+    page = getattr(_page(), group, None)
+    return getattr(page, name, default)
+
+
+def remember(group: str, name: str, value: Any) -> None:
+    """Keep a value on the Preferences page, where napari knows this plugin."""
+    page = getattr(_page(), group, None)
+    if page is not None and getattr(page, name, None) != value:
+        with suppress(ValueError):
+            setattr(page, name, value)
+
+
+def usual_look() -> Look:
+    """Return how maps look before anybody changes it."""
+    name = setting("maps", "colormap", Look().colormap)
+    return Look(colormap=name if name in COLORMAPS else Look().colormap, fade=bool(setting("maps", "fade", True)))
+
+
+def apply() -> None:
+    """Take folders and *offline* from the page, for this process and those that it starts; empty is no wish."""
+    if folder := str(setting("storage", "models_folder", "")).strip():
+        use_models_folder(folder)
+    if folder := str(setting("storage", "cache_folder", "")).strip():
+        os.environ[cache.ENVIRONMENT] = folder
+    if setting("storage", "offline", False):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        hub = sys.modules.get("huggingface_hub.constants")
+        if hub is not None:  # it reads the environment once, when it is imported
+            hub.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+
+
+def tidy_cache() -> None:
+    """Remove the oldest of what is kept until it takes no more room than the page allows; 0: as much as it likes."""
+    if gb := float(setting("storage", "cache_gb", 0.0)):
+        cache.prune(keep_bytes=round(gb * 1e9))
+
+
+def _page() -> Any:
+    try:
+        from napari.settings import get_plugin_settings
+    except ImportError:  # an older napari has no such pages
+        return None
+    with suppress(Exception):  # napari builds the pages of all plugins at once: another one's fault is not ours
+        return get_plugin_settings(_PLUGIN)
+    return None
