@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,19 @@ def _own_models_folder(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("NAPARI_PEKA_MODELS", str(tmp_path_factory.getbasetemp() / "models"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("NAPARI_PEKA_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _main_thread_is_free(request):
+    """Fail a test of the window in which this package held the main thread."""
+    if not request.node.path.stem.startswith("test_gui") or not hasattr(time, "pthread_getcpuclockid"):
+        yield
+        return
+    from watchdog import Watchdog
+
+    with Watchdog() as dog:
+        yield
+    assert not dog.holds, "\n".join(f"{s * 1000:.0f} ms:\n{where}" for s, where in dog.holds)
 
 
 @pytest.fixture(autouse=True)

@@ -101,18 +101,24 @@ class GeneHead:
         UnknownName
             If the model does not know the gene; near names are offered.
         """
+        if (found := self.find(gene)) is not None:
+            return found
         name = gene.strip()
-        for key in (name, name.casefold()):
-            if key in self._index:
-                return self._index[key]
-        if (symbol := symbol_of(name)) is not None and symbol in self._index:
-            return self._index[symbol]
         if name.upper().startswith("ENSG") and not any(self.gene_ids):
             raise UnknownName(f"the model has no Ensembl ids, so it does not know {gene!r}; give a gene symbol")
         raise UnknownName(
             f"the model does not know the gene {gene!r} (it predicts {len(self.genes)} genes)"
             + near_names(gene.strip(), self.genes)
         )
+
+    def find(self, gene: str) -> int | None:
+        """Return the column of `gene` as :meth:`index` does, or None where the model does not know it."""
+        name = gene.strip()
+        for key in (name, name.casefold()):
+            if key in self._index:
+                return self._index[key]
+        symbol = symbol_of(name)
+        return None if symbol is None else self._index.get(symbol)
 
     def values(
         self, embeddings: FloatArray, gene: str, neighbours: Neighbours | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -342,10 +342,9 @@ class ExploreWidget(QWidget):
 
     def _gene_changed(self, gene: str | None) -> None:
         """Show the gene that another dock picked, where this map has it."""
-        if isalive(self) and gene is not None and gene != self.gene() and self._head is not None:
-            with suppress(PekaError):
-                self._head.index(gene)
-                self.pick(gene)
+        known = isalive(self) and gene is not None and self._head is not None and self._head.find(gene) is not None
+        if known and gene != self.gene():
+            self.pick(str(gene))
 
     def _colours_changed(self, event: Any = None) -> None:
         if isalive(self) and self._head is not None and (gene := self.gene()) is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,6 @@ from qtpy.QtCore import QAbstractTableModel, QModelIndex, Qt
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableView
 
 from napari_peka.core.aliases import names_of
-from napari_peka.core.errors import UnknownName
 from napari_peka.io.figure import trust_text
 
 GENE, VALUE, TRUST = range(3)
@@ -222,11 +220,8 @@ class GeneModel(QAbstractTableModel):
 
 def known_rows(head: Any, genes: list[str]) -> npt.NDArray[np.intp]:
     """Return the numbers of those genes that a head knows."""
-    found = []
-    for gene in genes:
-        with suppress(UnknownName):
-            found.append(head.index(gene))
-    return np.unique(np.array(found, np.intp))
+    found = [head.find(gene) for gene in genes]
+    return np.unique(np.array([at for at in found if at is not None], np.intp))
 
 
 def trust_word(pcc: float | None) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.core.blend import PALETTES, blend
-from napari_peka.core.errors import PekaError, SettingError, UnknownName
+from napari_peka.core.errors import PekaError, SettingError
 from napari_peka.core.geometry import Block, Rect
 from napari_peka.core.raster import Raster
 from napari_peka.gui.look import Look, colours
@@ -490,10 +490,8 @@ def sample_slide_data() -> list[LayerTuple]:
 def best_gene(prediction: Prediction, wish: Iterable[str] = ("ERBB2",)) -> str:
     """Return the first known gene of `wish`, or else the one with the highest held-out correlation."""
     for gene in wish:
-        try:
-            return prediction.genes[prediction.head.index(gene)]
-        except UnknownName:
-            continue
+        if (at := prediction.head.find(gene)) is not None:
+            return prediction.genes[at]
     pcc = prediction.head.pcc
     if pcc is None or not np.isfinite(pcc).any():
         return prediction.genes[0]

@@ -115,10 +115,11 @@ def known_genes(prediction: Prediction, genes: Sequence[str]) -> tuple[list[str]
     """Return which of some genes the model knows, by its own names, each once, and which it does not."""
     found, missing = [], []
     for gene in genes:
-        try:
-            found.append(prediction.genes[prediction.head.index(gene)])
-        except UnknownName:
+        at = prediction.head.find(gene)
+        if at is None:
             missing.append(gene)
+        else:
+            found.append(prediction.genes[at])
     return list(dict.fromkeys(found)), missing
 
 
