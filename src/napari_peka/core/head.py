@@ -10,11 +10,10 @@ import numpy.typing as npt
 
 from napari_peka.core.aliases import symbol_of
 from napari_peka.core.errors import UnknownName, near_names
+from napari_peka.core.half import halves_dot
 from napari_peka.core.neighbours import Neighbours
 
 FloatArray = npt.NDArray[np.floating]
-#: rows converted to float32 at once: few enough to stay in a core's cache: twice as fast as all at once
-_ROWS = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,15 +142,11 @@ class GeneHead:
         """
         i = self.index(gene)
         own, *near = np.ascontiguousarray(self.weights[:, i].reshape(-1, self.embedding_dims))
-        values = np.full(len(embeddings), self.bias[i], np.float32)
-        context = np.empty(len(embeddings) if near else 0, np.float32)
-        for at in range(0, len(values), _ROWS):
-            rows = slice(at, at + _ROWS)
-            x = np.asarray(embeddings[rows], np.float32)  # what takes the time: done once for both halves
-            values[rows] += x @ own
-            if near:
-                context[rows] = x @ near[0]
-        return np.asarray(values + self._near(neighbours).mean(context), np.float32) if near else values
+        if not near:
+            return np.asarray(halves_dot(embeddings, own) + self.bias[i], np.float32)
+        both = halves_dot(embeddings, np.column_stack([own, near[0]]))  # what takes the time is done once for both
+        context = self._near(neighbours).mean(np.ascontiguousarray(both[:, 1]))
+        return np.asarray(both[:, 0] + self.bias[i] + context, np.float32)
 
     def matrix(
         self, embeddings: FloatArray, genes: Sequence[str] | None = None, neighbours: Neighbours | None = None
