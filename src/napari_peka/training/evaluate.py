@@ -106,10 +106,7 @@ class EvaluationReport:
         }
         return dict(plain(members))
 
-    def write(
-        self, folder: Path, *, beside: EvaluationReport | None = None, kicker: str | None = None,
-        further: Sequence[Any] = (),
-    ) -> None:  # fmt: skip
+    def write(self, folder: Path, *, beside: EvaluationReport | None = None, **page: Any) -> None:
         """Write ``report.json``, ``genes.csv`` and ``report.html``, each whole or not at all, the JSON last.
 
         Parameters
@@ -118,19 +115,19 @@ class EvaluationReport:
             Made if needed.
         beside
             The same model judged under another split, such as spots at random: the page shows both side by side.
-        kicker, further
-            As :func:`napari_peka.training.report.write_html` takes them.
+        page
+            ``kicker`` and ``further``, as :func:`napari_peka.training.report.write_html` takes them.
 
         Raises
         ------
         StoreError
             If the folder cannot be written or the disk is full.
         """
-        from napari_peka.training.report import KICKER, write_html
+        from napari_peka.training.report import write_html
 
         files.make_folder(folder)
         files.write_whole(folder / GENES_FILE, self.genes.to_csv(index=False, float_format="%.6g").encode())
-        write_html(self, folder / HTML_FILE, beside=beside, kicker=kicker or KICKER, further=further)
+        write_html(self, folder / HTML_FILE, beside=beside, **page)
         files.write_whole(folder / REPORT_FILE, json.dumps(self.document(), indent=1, allow_nan=False).encode())
 
 
