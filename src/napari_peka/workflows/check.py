@@ -133,6 +133,7 @@ class Check:
     _in_counts: npt.NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
     _rows: npt.NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
     _ceilings: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    _places: dict[str, list[Place]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Check of {len(self.genes)} genes at {int(self.inside.sum())} of {len(self)} spots>"
@@ -240,7 +241,13 @@ class Check:
         return self._ceilings[key]
 
     def places(self, gene: str) -> list[Place]:
-        """Return where errors of a gene lie together, the largest place first: see :data:`OUTLINES`."""
+        """Return where errors of a gene lie together, the largest place first, and keep them: see :data:`OUTLINES`."""
+        name = self.genes[self.index(gene)]
+        if name not in self._places:
+            self._places[name] = self._find_places(name)
+        return self._places[name]
+
+    def _find_places(self, gene: str) -> list[Place]:
         import shapely
         from scipy.sparse.csgraph import connected_components
 
@@ -380,7 +387,7 @@ def check(prediction: Prediction, section: Section) -> Check:
         If counts cannot be brought to the map's unit.
     """
     record = prediction.record
-    _same_slide(prediction, section)
+    same_slide(prediction, section)
     model = str(record.get("model", {}).get("name", "the model"))
     unit = known_unit(prediction.unit, model)
     in_model, in_counts, genes = shared_genes(prediction.head, model, GeneNames.of(section))
@@ -409,7 +416,14 @@ def check(prediction: Prediction, section: Section) -> Check:
     return made
 
 
-def _same_slide(prediction: Prediction, section: Section) -> None:
+def same_slide(prediction: Prediction, section: Section) -> None:
+    """Refuse a section whose image is not the very file that a map was predicted on.
+
+    Raises
+    ------
+    SectionError
+        If it is another one.
+    """
     slide = prediction.record.get("slide", {})
     if slide.get("fingerprint") != section.slide.fingerprint:
         raise SectionError(
