@@ -171,12 +171,14 @@ class CheckForm(QObject):
         for text in (self.numbers, self.found, self.scale):
             text.setText("")
         self.scatter.clear()
+        self.scatter.hide()
 
     def ready(self, check: Any) -> None:
         """Say what is compared, and what must be known of it."""
         self.open_button.setEnabled(True)
         self.section.setEnabled(True)
         self._enable(True)
+        self.scatter.show()
         spots, inside = len(check), int(check.inside.sum())
         where = f"{spots:,} spots" if spots == inside else f"{inside:,} of {spots:,} spots"
         quiet = check.warnings[1:] if check.seen else check.warnings

@@ -12,9 +12,11 @@ from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 #: Okabe and Ito's blue and grey: spots that count, and others; chosen ones in what the layers mark them with
 DOT, OTHER, CHOSEN = "#0072B2", "#8a8f96", "#00e5ff"
-#: the same on dark ground: Okabe and Ito's sky blue; and what is marked on light ground, where cyan is pale
-DOT_ON_DARK, CHOSEN_ON_LIGHT = "#56B4E9", "#D55E00"
-HEIGHT, AXIS_HEIGHT = 240, 44
+#: Okabe and Ito's sky blue: spots that count on dark ground
+DOT_ON_DARK = "#56B4E9"
+HEIGHT = 240
+#: px: left, top, right, bottom; without the last a letter's lower half is cut
+_MARGINS = (0, 6, 8, 8)
 
 
 class _Box(pg.ViewBox):
@@ -65,13 +67,14 @@ class ScatterPanel(QWidget):
         self.plot = pg.PlotWidget(viewBox=self._box)
         self.plot.setFixedHeight(HEIGHT)
         self.plot.hideButtons()
-        self.plot.getPlotItem().getAxis("bottom").setHeight(AXIS_HEIGHT)
+        self.plot.getPlotItem().layout.setContentsMargins(*_MARGINS)
         self.plot.setToolTip("A dot a spot; on the line it is predicted exactly. Drag over dots to mark their spots")
         self._line = pg.PlotDataItem(pen=pg.mkPen(OTHER, width=1, style=Qt.PenStyle.DashLine))
         self._others, self._dots, self._marked = (
             pg.ScatterPlotItem(size=size, pen=None, brush=pg.mkBrush(brush))
             for size, brush in ((4, OTHER + "70"), (6, DOT + "c0"), (9, CHOSEN))
         )
+        self._marked.setPen(pg.mkPen("k", width=1))  # seen among blue dots and on any ground
         for item in (self._line, self._others, self._dots, self._marked):
             self.plot.addItem(item)
         column = QVBoxLayout(self)
@@ -118,7 +121,6 @@ class ScatterPanel(QWidget):
         self.plot.setBackground(ground)
         dark = pg.mkColor(ground).lightnessF() < 0.5
         self._dots.setBrush(pg.mkBrush((DOT_ON_DARK if dark else DOT) + "c0"))
-        self._marked.setBrush(pg.mkBrush(CHOSEN if dark else CHOSEN_ON_LIGHT))
         for side in ("left", "bottom"):
             axis = self.plot.getPlotItem().getAxis(side)
             axis.setPen(ink)

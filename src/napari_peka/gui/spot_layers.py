@@ -27,6 +27,8 @@ MORE, LESS = "#b36bff", "#ff9d2e"
 SELECTED, PLAIN = "#00e5ff", "#4d4d4d"
 #: share of a spot's diameter that its border is wide, selected or not
 _BORDER = {True: 0.16, False: 0.04}
+#: points: a name on the whole canvas, and in a field of the grid
+_NAME_SIZE = {False: 10.0, True: 6.0}
 Limits = tuple[float, float]
 
 
@@ -127,6 +129,11 @@ def show_bar(layer: Any) -> None:
     layer.face_colorbar.visible = True
     layer.name_overlay.position = "top_left"  # another corner than the bar's: napari's grid would let them collide
     layer.name_overlay.visible = True
+
+
+def write_name(layer: Any, *, small: bool) -> None:
+    """Write what a layer shows, small where it has a quarter of the canvas."""
+    layer.name_overlay.font_size = _NAME_SIZE[small]
 
 
 def mark(layer: Any, rows: set[int]) -> None:

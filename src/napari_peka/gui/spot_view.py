@@ -72,7 +72,7 @@ class SpotView:
             self._put_map_aside()
         self._values, self._limits = values, values.limits()
         with self._alone():
-            for kind in reversed(KINDS):  # the grid begins with the uppermost
+            for kind in KINDS:
                 layer = self.layer(kind)
                 if layer is None:
                     self._add(values, kind)
@@ -161,6 +161,7 @@ class SpotView:
             kind = spot_layers.kind_of(layer)
             if kind is not None:
                 layer.visible = self._mode in (kind, SIDE_BY_SIDE)
+                spot_layers.write_name(layer, small=self._mode == SIDE_BY_SIDE)
             else:
                 layer.visible = self._mode != SIDE_BY_SIDE
 
