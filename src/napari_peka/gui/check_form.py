@@ -249,7 +249,7 @@ class CheckForm(QObject):
         top = math.nan if doubt is None else doubt.attainable
         if math.isfinite(top):
             said += f", attainable {top:.2f}"
-            said += f" ({pcc / top:.0%} of it)" if math.isfinite(pcc) and top >= _least() else ""
+            said += f" ({pcc / top:.0%} of it)" if pcc > 0 and top >= _least() else ""
         elif doubt is None:
             said += ", attainable …"
         where = "" if self.within.currentText() == WHOLE else f" in {self.within.currentText()}"

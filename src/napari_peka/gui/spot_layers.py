@@ -104,7 +104,10 @@ def show_values(layer: Any, values: Values) -> None:
     kind = kind_of(layer)
     assert kind is not None
     layer.features = values.features()
-    layer.shown = np.isfinite(getattr(values, kind))
+    shown = np.isfinite(getattr(values, kind))
+    if (layer.shown != shown).any():
+        layer.shown = shown
+    layer.metadata[KEY]["of"] = values.check
     layer.name = _title(values, kind)
 
 
@@ -113,7 +116,6 @@ def set_limits(layer: Any, limits: Limits) -> None:
     low, high = limits
     if high > low and tuple(map(float, layer.face_contrast_limits)) != (low, high):
         layer.face_contrast_limits = (low, high)
-    layer.refresh_colors()
 
 
 def follow_limits(layer: Any, slot: Any) -> None:

@@ -66,7 +66,7 @@ class SpotView:
 
     def show(self, values: Values) -> None:
         """Show a gene: in the layers that are there, and in new ones for those that are not."""
-        if values.check is not self._check:
+        if values.check is not self._check and not self._is_again(values.check):
             self.close()
             self._check = values.check
             self._put_map_aside()
@@ -77,17 +77,18 @@ class SpotView:
                 if layer is None:
                     self._add(values, kind)
                 else:
-                    spot_layers.show_values(layer, values)
                     limits = values.difference_limits() if kind == DIFFERENCE else self._limits
                     spot_layers.set_limits(layer, limits)
+                    spot_layers.show_values(layer, values)
+            self._drop_places()
+            self._check = values.check
             self._arrange()
         self.limits_changed.emit(self._limits)
 
     def outline(self, check: Check, gene: str, places: Sequence[Place]) -> None:
         """Outline places where errors lie together, in place of those of before."""
         with self._alone():
-            for old in [x for x in self._own() if spot_layers.is_places(x)]:
-                self.viewer.layers.remove(old)
+            self._drop_places()
             if places and check is self._check:
                 active = self.viewer.layers.selection.active
                 data, settings, _ = spot_layers.places_layer(check, gene, places)
@@ -159,11 +160,20 @@ class SpotView:
             self._leave_grid()
         for layer in self._own():
             kind = spot_layers.kind_of(layer)
+            visible = self._mode != SIDE_BY_SIDE if kind is None else self._mode in (kind, SIDE_BY_SIDE)
+            if layer.visible != visible:
+                layer.visible = visible
             if kind is not None:
-                layer.visible = self._mode in (kind, SIDE_BY_SIDE)
                 spot_layers.write_name(layer, small=self._mode == SIDE_BY_SIDE)
-            else:
-                layer.visible = self._mode != SIDE_BY_SIDE
+
+    def _drop_places(self) -> None:
+        for old in [x for x in self._own() if spot_layers.is_places(x)]:
+            self.viewer.layers.remove(old)
+
+    def _is_again(self, check: Check) -> bool:
+        """Whether a check is of the same spots on the same map, which has grown: the layers stay."""
+        before = self._check
+        return before is not None and before.prediction is check.prediction and before.section is check.section
 
     def _put_map_aside(self) -> None:
         """Hide the map: it would colour the ground that spots are seen on. Its eye brings it back."""

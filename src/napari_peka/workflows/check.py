@@ -47,6 +47,8 @@ _OUT, _IN = 0.85, 0.3
 _MPP_SLACK = 0.05
 #: genes worked on at once
 _AT_ONCE = 512
+#: genes whose counts are split at once: at 5,000 spots some 3 s, after which a job can be stopped
+_SPLIT_AT_ONCE = 2048
 #: false discovery rate of the places of one gene
 FDR = 0.05
 HIGH, LOW = "more than predicted", "less than predicted"
@@ -55,7 +57,7 @@ OUTLINES = (
     "Outlined are places of at least 3 spots side by side where measured less predicted is higher (purple) or lower "
     "(orange) than on the rest of this section, beyond chance: Getis–Ord Gi* over each spot and those around it, "
     "against 100,000 random neighbourhoods, at a false discovery rate of 5 % over the spots of this gene. Where errors "
-    "lie at random, about 1 gene in 20 has an outline all the same, so in a search through many genes some are chance. "
+    "lie at random, up to 1 gene in 20 has an outline all the same, so in a search through many genes some are chance. "
     "An error that is the same everywhere is not outlined. It may be the measurement that is wrong: look at the tissue "
     "and at how much was counted there."
 )
@@ -213,7 +215,7 @@ class Check:
         return pd.DataFrame({k: np.concatenate([p[k] for p in parts]) for k in parts[0]}, index=pd.Index(self.genes))
 
     def attainable(
-        self, rows: Rows | None = None, genes: Sequence[str] | None = None, *, repeats: int = 10
+        self, rows: Rows | None = None, genes: Sequence[str] | None = None, *, progress: Progress = NULL
     ) -> npt.NDArray[np.float64]:
         """Return the PCC that measurement noise lets any model reach over some spots, a number a gene; kept.
 
@@ -223,21 +225,22 @@ class Check:
             Spots that count, bool ``(n,)``; None: all.
         genes
             Which; None: all.
-        repeats
-            See :func:`napari_peka.training.ceiling.attainable_pcc`.
+        progress
+            Told of every 2,048 genes.
         """
         some = self._with(rows)
         columns = np.arange(len(self.genes)) if genes is None else np.array([self.index(g) for g in genes], np.intp)
         digest = hashlib.sha256(np.packbits(some).tobytes() + columns.tobytes())
-        key = f"{digest.hexdigest()} {repeats}"
+        key = digest.hexdigest()
         if key not in self._ceilings:
-            enough = some.sum() > 1
             counts = self.section.counts[self._rows[some]]
-            self._ceilings[key] = (
-                attainable_pcc(counts, self.unit, columns=self._in_counts[columns], repeats=repeats)
-                if enough
-                else np.full(len(columns), np.nan)
-            )
+            out = np.full(len(columns), np.nan)
+            progress.stage("measuring the noise ceiling", len(columns))
+            for at in range(0, len(columns) if some.sum() > 1 else 0, _SPLIT_AT_ONCE):
+                part = columns[at : at + _SPLIT_AT_ONCE]
+                out[at : at + len(part)] = attainable_pcc(counts, self.unit, columns=self._in_counts[part])
+                progress.advance(len(part))
+            self._ceilings[key] = out
         return self._ceilings[key]
 
     def places(self, gene: str) -> list[Place]:

@@ -29,9 +29,7 @@ def report(check: Check, *, progress: Progress = NULL) -> EvaluationReport:
     """Return the scores of all genes; see :meth:`Check.report`."""
     columns = np.arange(len(check.genes))
     rows = np.flatnonzero(check.inside)
-    progress.stage("measuring the noise ceiling", 1)
-    attainable = check.attainable()
-    progress.advance()
+    attainable = check.attainable(progress=progress)
     progress.stage("scoring genes", 1)
     truth = check._truth(columns)[rows]
     measured = Measured(
