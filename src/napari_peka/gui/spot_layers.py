@@ -126,7 +126,10 @@ def follow_limits(layer: Any, slot: Any) -> None:
 
 
 def show_bar(layer: Any) -> None:
-    """Show a layer's colour bar, titled by its name: what, gene and unit."""
+    """Show a layer's colour bar, titled by its name: what, gene and unit; once, for a person may take it away."""
+    if layer.metadata[KEY].setdefault("bar", False):
+        return
+    layer.metadata[KEY]["bar"] = True
     layer.face_colorbar.size = BAR_SIZE
     layer.face_colorbar.visible = True
     layer.name_overlay.position = "top_left"  # another corner than the bar's: napari's grid would let them collide

@@ -143,7 +143,6 @@ class SpotView:
         active = self.viewer.layers.selection.active
         data, settings, _ = spot_layers.spots_layer(values, kind)
         layer = self.viewer.add_points(data, **settings)
-        spot_layers.show_bar(layer)
         if self._limits is not None and kind != DIFFERENCE:
             spot_layers.set_limits(layer, self._limits)
         if self._rows:
@@ -163,6 +162,8 @@ class SpotView:
             visible = self._mode != SIDE_BY_SIDE if kind is None else self._mode in (kind, SIDE_BY_SIDE)
             if layer.visible != visible:
                 layer.visible = visible
+            if kind is not None and visible:
+                spot_layers.show_bar(layer)
             if kind is not None:
                 spot_layers.write_name(layer, small=self._mode == SIDE_BY_SIDE)
 
