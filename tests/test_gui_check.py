@@ -306,7 +306,7 @@ def test_errors_that_lie_together_are_outlined(ready, viewer, qtbot, monkeypatch
     assert (away[places[0].rows] < 700).all()
     assert outlines.name == "errors of MKI67 that lie together"
     assert len(outlines.data) >= len(places)
-    assert f"{len(places[0].rows)} spots {places[0].kind}" in ready.form.found.text()
+    assert f"{places[0].kind} at {len(places[0].rows)} spots" in ready.form.found.text()
     inside = region_layers.regions_of(outlines, check.prediction.tiles.slide_mpp)
     assert sum(check.rows_in(region).sum() for region in inside.values()) >= sum(len(p.rows) for p in places)
     assert ready.form.shapes.findText(outlines.name) < 0  # no region that somebody drew

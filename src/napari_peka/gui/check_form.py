@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from napari_peka.gui.check_jobs import Doubt, Look
 
 WHOLE = "whole section"
-NO_MAP = "Predict a map or open a result to begin."
+NO_MAP = "Predict a map, or drag a result (*.peka.zarr) into the viewer, to begin."
 NO_SPOTS = (
     "Open what was measured on this map's slide: Space Ranger outs, .h5ad, SpatialData, or ST counts. Its image must "
     "be the slide itself."
@@ -276,7 +276,7 @@ class CheckForm(QObject):
         self.colours.setRange(min(low, self.colours.minimum()), max(high, self.colours.maximum()))
         self.colours.setValue((low, high))
         self.colours.blockSignals(False)
-        self.scale.setText(f"{low:.3g} to {high:.3g}, measured and predicted alike")
+        self.scale.setText(f"{low:.3g} to {high:.3g}, measured and predicted alike".replace("-", "−"))
 
     def _range(self, low: float, high: float) -> None:
         ends: Any = self.colours.value()
@@ -296,7 +296,7 @@ class CheckForm(QObject):
 def _found(places: list[Any]) -> str:
     if not places:
         return "none here: errors lie no more together than chance would have them"
-    parts = [f"{len(p.rows)} spots {p.kind} ({_signed(p.residual)})" for p in places[:4]]
+    parts = [f"{p.kind} at {len(p.rows)} spots ({_signed(p.residual)})" for p in places[:4]]
     more = f", and {len(places) - 4} more" if places[4:] else ""
     return "; ".join(parts) + more
 
