@@ -145,6 +145,7 @@ def test_spots_lie_where_they_were_measured(ready, viewer, st):
     assert low == -high
     np.testing.assert_array_equal(difference.shown, check.inside)
     assert [ready.spots.layer(k).visible for k in KINDS] == [True, False, False]
+    assert viewer.layers.selection.active is measured
     # what hovering over the first spot on the map says
     row = int(np.flatnonzero(check.inside)[0])
     said = measured.get_status(tuple(measured.data_to_world(measured.data[row])), world=True)["coordinates"]

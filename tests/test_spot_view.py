@@ -65,6 +65,24 @@ def test_three_layers_on_one_scale(viewer, view):
     assert [x.visible for x in viewer.layers] == [True, False, False]
 
 
+def test_the_spots_that_are_seen_are_read_out(viewer, view):
+    """napari's status bar tells of the active layer alone."""
+    shapes = viewer.add_shapes()
+    of = check()
+    view.show(values(of))
+    assert viewer.layers.selection.active is view.layer(MEASURED)
+    said = view.layer(MEASURED).get_status((50.0, 175.0), world=True)["coordinates"]
+    assert said.endswith("spot: spot 2, measured: 2, predicted: 9, difference: -7")
+    view.choose(DIFFERENCE)
+    assert viewer.layers.selection.active is view.layer(DIFFERENCE)
+    viewer.layers.selection.active = shapes
+    view.show(values(of, "KRT8"))  # another gene takes nothing away
+    assert viewer.layers.selection.active is shapes
+    shapes.mode = "add_polygon"
+    view.choose(MEASURED)  # nor does a look while one draws
+    assert viewer.layers.selection.active is shapes
+
+
 def test_a_next_gene_is_shown_in_the_same_layers(viewer, view):
     of, told = check(), []
     view.limits_changed.connect(told.append)

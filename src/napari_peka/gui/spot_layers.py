@@ -173,6 +173,11 @@ def is_any(layer: Any) -> bool:
     return kind_of(layer) is not None or is_places(layer)
 
 
+def is_drawn_in(layer: Any) -> bool:
+    """Whether a person is drawing in a layer: it is not to be taken from under their hand."""
+    return str(getattr(layer, "mode", "")).startswith("add")
+
+
 def places_layer(check: Check, gene: str, places: Sequence[Place]) -> LayerTuple:
     """Return places where errors lie together as outlines in the colours of the difference."""
     import pandas as pd

@@ -72,10 +72,12 @@ class SpotView:
             self._put_map_aside()
         self._values, self._limits = values, values.limits()
         with self._alone():
+            active = self.viewer.layers.selection.active
             for kind in KINDS:
                 layer = self.layer(kind)
                 if layer is None:
                     self._add(values, kind)
+                    active = active if spot_layers.is_drawn_in(active) else None
                 else:
                     limits = values.difference_limits() if kind == DIFFERENCE else self._limits
                     spot_layers.set_limits(layer, limits)
@@ -83,6 +85,7 @@ class SpotView:
             self._drop_places()
             self._check = values.check
             self._arrange()
+            self._activate(active)
         self.limits_changed.emit(self._limits)
 
     def outline(self, check: Check, gene: str, places: Sequence[Place]) -> None:
@@ -99,8 +102,10 @@ class SpotView:
     def choose(self, mode: str) -> None:
         """Show one of :data:`KINDS`, or all of them side by side in napari's grid."""
         self._mode = mode
+        active = self.viewer.layers.selection.active
         with self._alone():
             self._arrange()
+            self._activate(active if spot_layers.is_drawn_in(active) else None)
 
     def set_limits(self, limits: Limits) -> None:
         """Spread the colours of measured and predicted alike."""
@@ -140,7 +145,6 @@ class SpotView:
         return (x for x in list(self.viewer.layers) if spot_layers.is_of(x, self._check))
 
     def _add(self, values: Values, kind: str) -> None:
-        active = self.viewer.layers.selection.active
         data, settings, _ = spot_layers.spots_layer(values, kind)
         layer = self.viewer.add_points(data, **settings)
         if self._limits is not None and kind != DIFFERENCE:
@@ -149,8 +153,13 @@ class SpotView:
             spot_layers.mark(layer, self._rows)
         spot_layers.follow_limits(layer, self._others_limits)
         layer.selected_data.events.items_changed.connect(self._others_choice)
-        if active is not None and not spot_layers.is_any(active):
-            self.viewer.layers.selection.active = active
+
+    def _activate(self, layer: Any) -> None:
+        """Make a layer the active one; None: the spots that are seen, for napari reads out the active layer alone."""
+        own = self.layer(KINDS[0] if self._mode == SIDE_BY_SIDE else self._mode)
+        layer = layer if layer is not None and layer in self.viewer.layers else own
+        if layer is not None:
+            self.viewer.layers.selection.active = layer
 
     def _arrange(self) -> None:
         if self._mode == SIDE_BY_SIDE and self._check is not None:
