@@ -315,6 +315,15 @@ def test_the_demo_model_equals_scipy(demo_part, section):
         assert table.loc[gene, "pcc"] == pytest.approx(stats.pearsonr(t, p)[0], abs=1e-6)
 
 
+def test_a_head_that_reads_neighbours(demo_part, section):
+    """The demo model's does; its context is interpolated as well."""
+    assert demo_part.head.context_um
+    c = peka.check(demo_part, section)
+    weights = interpolate(demo_part.tiles, c.centre_yx, np.ones(len(demo_part.tiles), bool))
+    expected = (weights @ demo_part.values("IGKC"))[c.inside]
+    np.testing.assert_allclose(c.predicted("IGKC")[c.inside], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_the_report(demo_part, section, tmp_path):
     c = peka.check(demo_part, section)
     x = float(np.median(c.centre_yx[c.inside][:, 1]))
