@@ -53,7 +53,7 @@ def read(path: Path, prediction: Prediction, slide: Path | None) -> OpenSection:
         If it cannot be read, or is of another slide.
     """
     from napari_peka.io.section import read_section
-    from napari_peka.workflows.check import same_slide
+    from napari_peka.workflows.check_input import same_slide
 
     request: dict[str, Any] = {}
     try:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_peka.core.errors import PekaError, SectionError, UnknownName, near_names
+from napari_peka.core.errors import SectionError, UnknownName, near_names
 from napari_peka.core.hotspots import hotspots, moran
-from napari_peka.core.interpolation import interpolate
 from napari_peka.core.neighbours import Neighbours, neighbour_mean
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.io.store import Prediction
@@ -25,7 +24,8 @@ from napari_peka.training.report_words import TRAINED_ON
 from napari_peka.training.scoring import MIN_ATTAINABLE
 from napari_peka.training.splits import pitch_um
 from napari_peka.training.targets import expression
-from napari_peka.workflows.spots import known_unit, misplaced, related, shared_genes
+from napari_peka.workflows.check_input import features_at, mpp_warning, relation_of, same_slide
+from napari_peka.workflows.spots import known_unit, misplaced, shared_genes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,8 +43,6 @@ _NEAR = 1.5
 LEAST_SPOTS = 3
 #: pitches around a spot that a place's outline holds; then it is drawn in by the second, so that it hugs the spots
 _OUT, _IN = 0.85, 0.3
-#: share by which the map's and the section's µm per pixel may differ without a word
-_MPP_SLACK = 0.05
 #: genes worked on at once
 _AT_ONCE = 512
 #: genes whose counts are split at once: at 5,000 spots some 3 s, after which a job can be stopped
@@ -397,14 +395,14 @@ def check(prediction: Prediction, section: Section) -> Check:
     totals = np.asarray(section.counts.sum(1), np.float64).ravel()
     rows = np.flatnonzero(totals > 0)
     centre = section.centre_yx[rows]
-    split, loud = _relation(prediction, section)
+    split, loud = relation_of(prediction, section)
     ids = prediction.head.gene_ids
     made = Check(
         prediction=prediction, section=section, genes=genes, gene_ids=tuple(ids[k] for k in in_model) if ids else (),
         unit=unit, centre_yx=centre, spot_ids=tuple(str(i) for i in section.adata.obs_names[rows]), split=split,
         seen=split.startswith(TRAINED_ON),
-        warnings=(*loud, *misplaced([section], LEAST_ON_TISSUE), *_mpp_warning(prediction, section)),
-        _features=_features_at(prediction, centre), _in_model=in_model, _in_counts=in_counts, _rows=rows,
+        warnings=(*loud, *misplaced([section], LEAST_ON_TISSUE), *mpp_warning(prediction, section)),
+        _features=features_at(prediction, centre), _in_model=in_model, _in_counts=in_counts, _rows=rows,
     )  # fmt: skip
     n = int(made.inside.sum())
     if not n:
@@ -417,72 +415,3 @@ def check(prediction: Prediction, section: Section) -> Check:
     if lost := len(prediction.genes) - len(genes):
         made.warnings += (f"{lost} of the map's {len(prediction.genes)} genes were not measured here",)
     return made
-
-
-def same_slide(prediction: Prediction, section: Section) -> None:
-    """Refuse a section whose image is not the very file that a map was predicted on.
-
-    Raises
-    ------
-    SectionError
-        If it is another one.
-    """
-    slide = prediction.record.get("slide", {})
-    if slide.get("fingerprint") != section.slide.fingerprint:
-        raise SectionError(
-            f"{section.section_id} was measured on {section.slide.path.name}, and the map was predicted on "
-            f"{slide.get('file') or slide.get('name') or 'another slide'}, which is another file: predict on the "
-            "section's own image, or open the section with the map's slide as its image, if positions are given in "
-            "its pixels"
-        )
-
-
-def _features_at(prediction: Prediction, at_yx: npt.NDArray[np.float64]) -> Float32:
-    """Return what the head reads, interpolated: the head is linear, so its values are then interpolated too."""
-    tiles, embeddings = prediction.tiles, prediction.embeddings
-    known = prediction.read_ok & np.isfinite(embeddings[:, 0])
-    weights = interpolate(tiles, at_yx, known)
-    used = np.unique(weights.indices)
-    out = np.full((len(at_yx), prediction.head.n_dims), np.nan, np.float32)
-    if not len(used):
-        return out
-    features = np.asarray(embeddings[used], np.float32)
-    if (near := prediction.neighbours) is not None:
-        around = near.touched(used)
-        context = near.among(around).mean(np.asarray(embeddings[around], np.float32))
-        features = np.concatenate([features, context[np.searchsorted(around, used)]], 1)
-    some = np.diff(weights.indptr) > 0
-    out[some] = (weights[:, used] @ features)[some]
-    return out
-
-
-def _relation(prediction: Prediction, section: Section) -> tuple[str, list[str]]:
-    """Return in words how the map's model relates to a section, and what must be said loudly."""
-    trained = prediction.record.get("model", {}).get("trained_on")
-    if trained is None:  # a map of before that was written down
-        trained = _trained_of_known_model(prediction)
-    return related([t for t in trained or [] if t.get("part", "train") == "train"], [section])
-
-
-def _trained_of_known_model(prediction: Prediction) -> Sequence[Mapping[str, Any]] | None:
-    """Return what a model that lies on this machine was trained on, if it is the map's; nothing is downloaded."""
-    from napari_peka.models.zoo import DEMO, load_model, local_models
-
-    told = prediction.record.get("model", {})
-    try:
-        for name in (DEMO, *local_models()):
-            if name == told.get("name") and (model := load_model(name)).digest == told.get("digest"):
-                return model.trained_on
-    except PekaError:  # a broken bundle among others: not told
-        return None
-    return None
-
-
-def _mpp_warning(prediction: Prediction, section: Section) -> list[str]:
-    ours, theirs = np.mean(prediction.tiles.slide_mpp), np.mean(section.slide.mpp)
-    if abs(ours / theirs - 1) <= _MPP_SLACK:
-        return []
-    return [
-        f"the map was made at {ours:.4g} µm per pixel of this slide, the section says {theirs:.4g}: one of them is "
-        "wrong, and if it is the map's, its values mean little"
-    ]
