@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from napari_peka.models.zoo import load_model
     from napari_peka.training.evaluate import EvaluationReport, read_report
     from napari_peka.workflows.benchmark import benchmark
+    from napari_peka.workflows.check import Check, check
     from napari_peka.workflows.evaluate import evaluate
     from napari_peka.workflows.predict import load_forward, plan_tiles, predict
     from napari_peka.workflows.refit import refit, with_model
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _FACE = {
     "BenchmarkConfig": "config",
+    "Check": "workflows.check",
     "EvaluateConfig": "config",
     "EvaluationReport": "training.evaluate",
     "PekaError": "core.errors",
@@ -47,6 +49,7 @@ _FACE = {
     "Slide": "io.slide",
     "TrainConfig": "config",
     "benchmark": "workflows.benchmark",
+    "check": "workflows.check",
     "compare_regions": "io.statistics",
     "evaluate": "workflows.evaluate",
     "find_tissue": "infer.tissue",
@@ -77,12 +80,12 @@ _FACE = {
 }
 
 __all__ = [
-    "BenchmarkConfig", "EvaluateConfig", "EvaluationReport", "PekaError", "PredictConfig", "Prediction",
-    "RefitConfig", "Section", "Slide", "TrainConfig", "benchmark", "compare_regions", "evaluate", "find_tissue",
-    "fit_affine", "gene_set_score", "gene_table", "known_genes", "load_forward", "load_model", "open_slide",
-    "plan_tiles", "predict", "read_gene_sets", "read_prediction", "read_regions", "read_report", "read_section",
-    "read_sections", "refit", "region_table", "regions_by_name", "sample_section", "sample_sections", "sample_slide",
-    "train", "with_model", "write_map",
+    "BenchmarkConfig", "Check", "EvaluateConfig", "EvaluationReport", "PekaError", "PredictConfig", "Prediction",
+    "RefitConfig", "Section", "Slide", "TrainConfig", "benchmark", "check", "compare_regions", "evaluate",
+    "find_tissue", "fit_affine", "gene_set_score", "gene_table", "known_genes", "load_forward", "load_model",
+    "open_slide", "plan_tiles", "predict", "read_gene_sets", "read_prediction", "read_regions", "read_report",
+    "read_section", "read_sections", "refit", "region_table", "regions_by_name", "sample_section",
+    "sample_sections", "sample_slide", "train", "with_model", "write_map",
 ]  # fmt: skip
 
 

@@ -35,6 +35,11 @@ class Neighbours:
         """Number of neighbours of each place, int32 ``(n,)``."""
         return np.asarray(np.diff(self._matrix.indptr), np.int32)
 
+    @property
+    def links(self) -> Any:
+        """Who is whose neighbour, a scipy CSR array of ones, ``(n, n)``."""
+        return self._matrix
+
     def mean(self, x: FloatArray) -> FloatArray:
         """Return the mean of the neighbours' rows of `x`, the own row left out.
 

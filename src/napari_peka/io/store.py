@@ -388,7 +388,7 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
             out[key] = _flat(value)
         elif isinstance(value, (str, int, float, bool)):
             out[key] = value
-        elif isinstance(value, (list, tuple)) and value:
+        elif isinstance(value, (list, tuple)) and value and not isinstance(value[0], dict):
             out[key] = np.asarray(value) if not isinstance(value[0], str) else np.asarray(value, dtype=object)
     return out
 

@@ -106,7 +106,7 @@ class EvaluationReport:
         }
         return dict(plain(members))
 
-    def write(self, folder: Path, *, beside: EvaluationReport | None = None) -> None:
+    def write(self, folder: Path, *, beside: EvaluationReport | None = None, **page: Any) -> None:
         """Write ``report.json``, ``genes.csv`` and ``report.html``, each whole or not at all, the JSON last.
 
         Parameters
@@ -115,6 +115,8 @@ class EvaluationReport:
             Made if needed.
         beside
             The same model judged under another split, such as spots at random: the page shows both side by side.
+        page
+            ``kicker`` and ``further``, as :func:`napari_peka.training.report.write_html` takes them.
 
         Raises
         ------
@@ -125,7 +127,7 @@ class EvaluationReport:
 
         files.make_folder(folder)
         files.write_whole(folder / GENES_FILE, self.genes.to_csv(index=False, float_format="%.6g").encode())
-        write_html(self, folder / HTML_FILE, beside=beside)
+        write_html(self, folder / HTML_FILE, beside=beside, **page)
         files.write_whole(folder / REPORT_FILE, json.dumps(self.document(), indent=1, allow_nan=False).encode())
 
 

@@ -6,7 +6,7 @@ It needs nothing but itself, offline, on paper, without scripts. What is read fi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["write_comparison_html", "write_html"]
 
+#: an anchor, a title, and the content under it
+Part = tuple[str, str, Iterable[Html]]
 KICKER = "Evaluation of predicted gene expression"
 #: heads of tables: column, words
 _GENE_COLUMNS = (
@@ -58,7 +60,10 @@ _MEANINGS = (
 )  # fmt: skip
 
 
-def write_html(report: EvaluationReport, path: Path, *, beside: EvaluationReport | None = None) -> None:
+def write_html(
+    report: EvaluationReport, path: Path, *, beside: EvaluationReport | None = None, kicker: str = KICKER,
+    further: Sequence[Part] = (),
+) -> None:  # fmt: skip
     """Write the report as one HTML file.
 
     Parameters
@@ -69,6 +74,10 @@ def write_html(report: EvaluationReport, path: Path, *, beside: EvaluationReport
         Where to write; whole or not at all. The same report gives the same bytes with the same libraries.
     beside
         The same model judged under another split, such as spots at random, to be shown side by side.
+    kicker
+        What kind of report this is, above its title.
+    further
+        More sections to show first: anchor, title, and what is in it.
 
     Raises
     ------
@@ -76,6 +85,7 @@ def write_html(report: EvaluationReport, path: Path, *, beside: EvaluationReport
         If the file cannot be written.
     """
     parts = (
+        *further,
         ("baselines", "Against baselines and noise", _baselines(report)),
         ("splits", "Two ways to split", [_two_splits(report, beside)] if beside else []),
         ("genes", "All genes", _all_genes(report)),
@@ -89,7 +99,7 @@ def write_html(report: EvaluationReport, path: Path, *, beside: EvaluationReport
     shown = [(anchor, title, list(content)) for anchor, title, content in parts]
     shown = [part for part in shown if part[2]]
     whole = page(
-        report.model, KICKER, [section(anchor, title, *content) for anchor, title, content in shown],
+        report.model, kicker, [section(anchor, title, *content) for anchor, title, content in shown],
         [(anchor, title) for anchor, title, _ in shown], _top(report),
     )  # fmt: skip
     files.write_whole(path, whole.encode("utf-8"))

@@ -107,7 +107,10 @@ def distributions(pcc: FloatArray, attainable: FloatArray, share: FloatArray, hv
         return _png(figure)
 
 
-def gene_map(spots: GeneMap, unit: str, limits: tuple[float, float], residual_limit: float) -> bytes:
+def gene_map(
+    spots: GeneMap, unit: str, limits: tuple[float, float], residual_limit: float,
+    outlines: Sequence[npt.NDArray[np.float64]] = (),
+) -> bytes:  # fmt: skip
     """Draw a gene on a section: measured, predicted, the difference, and predicted against measured.
 
     Parameters
@@ -120,6 +123,8 @@ def gene_map(spots: GeneMap, unit: str, limits: tuple[float, float], residual_li
         Values at the ends of the colour scale of measured and predicted.
     residual_limit
         Value at the ends of the difference's colour scale.
+    outlines
+        Rings to draw over the difference, (y, x) in µm, each ``(m, 2)``.
     """
     low, high = spots.centre_um.min(0), spots.centre_um.max(0)
     pitch = pitch_um(spots.centre_um) or 100.0
@@ -140,10 +145,11 @@ def gene_map(spots: GeneMap, unit: str, limits: tuple[float, float], residual_li
         axis.set_axis_off()
         axis.set(xlim=(-panel / 2, 2 * step + panel / 2), ylim=(h, 0), aspect="equal", anchor="NW")
         differences = (-residual_limit, residual_limit)
+        spots_residual = spots.residual
         panels = (
             ("measured", spots.truth, COLORMAP, limits),
             ("predicted", spots.predicted, COLORMAP, limits),
-            ("measured − predicted", spots.residual, RESIDUAL_MAP, differences),
+            ("measured − predicted", spots_residual, RESIDUAL_MAP, differences),
         )
         drawn = []
         for k, (title, values, colours, ends) in enumerate(panels):
@@ -151,6 +157,8 @@ def gene_map(spots: GeneMap, unit: str, limits: tuple[float, float], residual_li
             drawn.append(_spots(axis, spots.centre_um + shift, values, colours, ends, pitch * inches_per_um * 72))
             above = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "va": "bottom", "fontsize": 10}
             axis.annotate(title, (k * step, 0), **above)
+            for ring in outlines if values is spots_residual else ():
+                axis.plot(*(ring + shift).T[::-1], color="black", linewidth=1.2)
         _scale_bar(axis, 0.02 * panel - min(panel, w) / 2, h - 0.04 * max(h, w), bar)
         shown = np.concatenate([spots.truth, spots.predicted])
         _colour_bar(figure, place(0.4, 0.42, 2 * _MAP_IN - 0.7, 0.09), drawn[0], unit, shown, limits)

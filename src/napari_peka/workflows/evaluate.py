@@ -67,7 +67,7 @@ def evaluate(
     sections = as_sections(sections)
     unit = unit_of(model)
     if output is not None:
-        _check_folder(Path(output).expanduser())
+        check_folder(Path(output).expanduser())
     paired = gather(sections, model.tile_spec(), cache=kept_in(TILES, cache), progress=progress)
     in_model, in_counts, genes = genes_in_both(model, paired)
     warnings = paired.all_warnings
@@ -125,7 +125,7 @@ def evaluate(
     return report
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Refuse a folder that cannot take a report, before the work and not after it."""
     files.check_writable(folder)
     if model := next((p for p in (folder, *folder.absolute().parents) if (p / SPEC_FILE).exists()), None):

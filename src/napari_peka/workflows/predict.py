@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 #: a slide this many times coarser than what the model reads is worth a warning
 ENLARGED = 1.5
+#: what a result's record says of each section that its model was trained on
+_TRAINED_ON = ("name", "patient", "patient_named", "fingerprint", "slide", "part")
 OnStart = Callable[["Prediction", Schedule], None]
 OnBlock = Callable[[Block, npt.NDArray[np.float16], npt.NDArray[np.bool_]], None]
 
@@ -346,6 +348,9 @@ def of_model(model: Model) -> dict[str, Any]:
             "rotations": model.spec.preprocessing.rotations,
             "views": list(model.spec.preprocessing.views),
             "passes_per_tile": model.passes,
+            "hvg50": list(model.hvg50),
+            # by which a check against measured spots tells whether the model has seen them
+            "trained_on": [{k: t[k] for k in _TRAINED_ON if k in t} for t in model.trained_on],
         },
         "encoder": model.spec.encoder.name,
         "unit": model.head.unit,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -13,11 +13,12 @@ import numpy.typing as npt
 from napari_peka.config import PredictConfig, Unit
 from napari_peka.core import files
 from napari_peka.core.errors import SectionError, SettingError
+from napari_peka.core.head import GeneHead
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.io.cache import EMBEDDINGS, kept_in
 from napari_peka.io.section import Section
 from napari_peka.models.bundle import Model
-from napari_peka.training.paired import Paired
+from napari_peka.training.paired import Paired, PairedSection
 from napari_peka.training.panel import GeneNames
 from napari_peka.training.report_words import TRAINED_ON
 
@@ -35,11 +36,16 @@ def unit_of(model: Model) -> Unit:
     SettingError
         If they cannot.
     """
-    for unit in get_args(Unit):
-        if model.head.unit == unit:
-            return unit  # type: ignore[no-any-return]
+    return known_unit(model.head.unit, model.name)
+
+
+def known_unit(unit: str, name: str) -> Unit:
+    """Return the unit of the model `name`, as :func:`unit_of` does."""
+    for known in get_args(Unit):
+        if unit == known:
+            return known  # type: ignore[no-any-return]
     raise SettingError(
-        f"the model {model.name} predicts {model.head.unit!r}, which cannot be made from counts here; there are "
+        f"the model {name} predicts {unit!r}, which cannot be made from counts here; there are "
         + ", ".join(get_args(Unit))
     )
 
@@ -136,27 +142,41 @@ def genes_in_both(model: Model, paired: Paired) -> tuple[npt.NDArray[np.intp], n
     SectionError
         If there is none.
     """
-    names = GeneNames("the sections", paired.genes, paired.gene_ids)
-    at = names.find(model.head.genes, model.head.gene_ids or model.head.genes)
+    return shared_genes(model.head, model.name, GeneNames("the sections", paired.genes, paired.gene_ids))
+
+
+def shared_genes(
+    head: GeneHead, name: str, names: GeneNames
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], tuple[str, ...]]:
+    """Return the genes that the head of the model `name` and measured ones share, as :func:`genes_in_both` does."""
+    at = names.find(head.genes, head.gene_ids or head.genes)
     in_model = np.flatnonzero(at >= 0)
     if not len(in_model):
         raise SectionError(
-            f"the sections have none of the genes that {model.name} predicts (such as {model.head.genes[0]}; they have "
-            f"{paired.genes[0]}); is it the same species, and are genes named by symbol or Ensembl id?"
+            f"{names.owner} have none of the genes that {name} predicts (such as {head.genes[0]}; they have "
+            f"{names.genes[0]}); is it the same species, and are genes named by symbol or Ensembl id?"
         )
-    return in_model, at[in_model], tuple(model.head.genes[k] for k in in_model)
+    return in_model, at[in_model], tuple(head.genes[k] for k in in_model)
 
 
 def seen_before(model: Model, paired: Paired) -> list[str]:
     """Return the sections that the model was trained on, by spots or by slide."""
-    known = {v for t in _trained(model) for v in (t.get("fingerprint"), t.get("slide")) if v}
-    return [s.section_id for s in paired.sections if {s.fingerprint, s.slide.fingerprint} & known]
+    return _seen(_trained(model), paired.sections)
+
+
+def _seen(trained: Sequence[Mapping[str, object]], sections: Sequence[PairedSection]) -> list[str]:
+    known = {v for t in trained for v in (t.get("fingerprint"), t.get("slide")) if v}
+    return [s.section_id for s in sections if {s.fingerprint, s.slide.fingerprint} & known]
 
 
 def relation(model: Model, paired: Paired) -> tuple[str, list[str]]:
     """Return in words how the model's training data relate to these sections, and what must be said loudly."""
-    trained = _trained(model)
-    if seen := seen_before(model, paired):
+    return related(_trained(model), paired.sections)
+
+
+def related(trained: Sequence[Mapping[str, object]], sections: Sequence[PairedSection]) -> tuple[str, list[str]]:
+    """Return what :func:`relation` does, of the entries of ``Model.trained_on`` whose part is ``train``."""
+    if seen := _seen(trained, sections):
         names = ", ".join(seen)
         return (
             f"{TRAINED_ON}: the model has seen {names}; these figures say nothing of how well it predicts",
@@ -165,12 +185,12 @@ def relation(model: Model, paired: Paired) -> tuple[str, list[str]]:
     if not trained:
         return "the model does not say what it was trained on", ["the model does not say what it was trained on"]
     patients = {str(t.get("patient")) for t in trained}
-    same = sorted({s.patient_id for s in paired.sections} & patients)
+    same = sorted({s.patient_id for s in sections} & patients)
     if same:
         return f"other sections of patients that it was trained on ({', '.join(same)})", []
     # bundles of before name a patient after the section where nobody said whose it is
     unnamed = [str(t.get("name")) for t in trained if not t.get("patient_named", t.get("patient") != t.get("name"))]
-    if unnamed := [*unnamed, *paired.unnamed]:
+    if unnamed := [*unnamed, *(s.section_id for s in sections if not s.patient_named)]:
         names = ", ".join(dict.fromkeys(unnamed))
         return (
             f"sections that the model never saw; whether it knows their patients is not known (nobody named {names}'s)",
