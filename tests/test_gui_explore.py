@@ -254,3 +254,37 @@ def test_docks_share_the_gene(dock, viewer):
     session.gene = "NOSUCHGENE"
     assert dock.gene() == "CD74"
     assert dock.error.text() == ""
+
+
+def test_an_export_has_the_regions_and_a_figure_the_colours_that_are_seen(
+    dock, viewer, heat, qtbot, tmp_path, monkeypatch
+):
+    import anndata
+    import matplotlib
+    from PIL import Image
+    from qtpy.QtWidgets import QFileDialog
+
+    slide = session_of(viewer).slides()[0]
+    (top, left), (bottom, right) = heat.extent.world
+    shapes = [[[top, left], [top, right], [(top + bottom) / 2, right], [(top + bottom) / 2, left]]]
+    data, settings, _ = region_layers.regions_layer(slide, {})
+    regions = viewer.add_shapes(data, **settings)
+    regions.add(shapes, shape_type="polygon")
+    regions.features = {"name": ["upper"]}
+
+    def press(name: str, file: str):
+        monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_, **__: (str(tmp_path / file), ""))
+        dock.exports.format.setCurrentIndex(dock.exports.format.findData(name))
+        with qtbot.waitSignal(dock.exports.panel.succeeded, timeout=WAIT_MS):
+            dock.exports.panel.run_button.click()
+        return tmp_path / file
+
+    unfold(qtbot, dock.fold, dock.exports.panel.run_button)
+    adata = anndata.read_h5ad(press("h5ad", "a.h5ad"))
+    upper = adata.obs["annotation"] == "upper"
+    assert 0.3 < upper.mean() < 0.7
+    assert adata.obsm["spatial"][upper, 1].max() <= adata.obsm["spatial"][~upper.to_numpy(), 1].min()
+    dock.look.colours.setCurrentIndex(list(COLORMAPS).index("viridis"))
+    picture = np.asarray(Image.open(press("png", "a.png")).convert("RGB"), int).reshape(-1, 3)
+    highest = np.array(matplotlib.colormaps["viridis"](1.0)[:3]) * 255
+    assert (np.abs(picture - highest).sum(1) < 12).any()

@@ -262,3 +262,39 @@ def test_menus_and_palette_open_the_docks(make_napari_viewer, qtbot, svs, tmp_pa
     viewer.layers.clear()
     viewer.open(tmp_path / "a.peka.json", plugin="napari-peka")  # as by drag and drop
     assert layers.slide_of(viewer.layers[0]).path == svs
+
+
+def test_spots_offer_the_size_of_a_pixel(dock, viewer, qtbot, svs):
+    from napari_peka.gui.session import OpenSection, session_of
+    from napari_peka.io.slide import open_slide
+
+    class Measured:
+        section_id = "A"
+
+        def __init__(self, slide):
+            self.slide = slide
+
+        def close(self):
+            self.slide.close()
+
+    dock.open_slide(svs)
+    assert not dock.spots_button.isEnabled()
+    session_of(viewer).add_sections([OpenSection(Measured(open_slide(svs, mpp=0.7)))])
+    assert dock.spots_button.isEnabled()
+    click(qtbot, dock.spots_button)
+    click(qtbot, dock.set_button)
+    assert layers.slide_of(dock.slide.layer()).mpp == (0.7, 0.7)
+    session_of(viewer).remove_section("A")
+    assert not dock.spots_button.isEnabled()
+
+
+def test_loading_in_the_background_is_naparis_own_setting(dock):
+    from napari.settings import get_settings
+
+    before = get_settings().experimental.async_
+    assert dock.background.isChecked() == before
+    try:
+        dock.background.click()
+        assert get_settings().experimental.async_ != before
+    finally:
+        get_settings().experimental.async_ = before

@@ -27,6 +27,8 @@ from napari_peka.io.store import RESEARCH_USE
 #: px; a dock wider than this takes the picture's room
 DOCK_WIDTH = 350
 DEMO = "demo"
+#: where the documentation is; nothing is fetched from there but by a click
+DOCS = "https://napari-peka.github.io/napari-peka/"
 _BROWSE = ("Browse for a folder…", "Browse for a .zip…")
 
 
@@ -73,9 +75,13 @@ class Text(QLabel):
         self._later.start()
 
 
-def notice() -> QLabel:
-    """Return the line that every dock carries."""
+def notice(page: str = "") -> QLabel:
+    """Return the line that every dock carries, with a link to a place in the documentation where one is named."""
     label = QLabel(RESEARCH_USE)
+    if page:
+        label.setText(f'{RESEARCH_USE} &nbsp; <a href="{DOCS}{page}">? Help</a>')
+        label.setOpenExternalLinks(True)
+        label.setToolTip(f"{DOCS}{page}, in your browser")
     label.setStyleSheet("color: palette(mid); font-size: 9pt;")
     return label
 

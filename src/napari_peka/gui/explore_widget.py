@@ -24,7 +24,7 @@ from qtpy.QtWidgets import (
 from superqt import QCollapsible
 
 from napari_peka.core.errors import PekaError
-from napari_peka.gui import layers
+from napari_peka.gui import layers, region_layers
 from napari_peka.gui.aside import Aside
 from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, notice, scrolled, slim, with_button
 from napari_peka.gui.compare_panel import ComparePanel
@@ -161,7 +161,7 @@ class ExploreWidget(QWidget):
         self.fold = _fold("Export", self.exports)
         for fold in (self.look_fold, self.compare_fold, self.set_fold, self.region_fold, self.fold):
             column.addWidget(fold)
-        column.addWidget(notice())
+        column.addWidget(notice("workbench/#explore-expression"))
 
     # -- which map -----------------------------------------------------------------------------------------------
 
@@ -394,7 +394,11 @@ class ExploreWidget(QWidget):
     def _export(self) -> None:
         prediction = layers.prediction_of(self.map.layer())
         slide = None if prediction is None else layers.slide_under(self.viewer, prediction)
-        self.exports.choose(prediction, slide, self.gene(), self.genes.listed())
+        regions = self.regions.regions()
+        if not regions and slide is not None and (drawn := self.session.regions_of(slide)) is not None:
+            regions = region_layers.regions_of(drawn, slide.mpp)
+        shown = None if prediction is None else layers.figure_look(self.map.layer())
+        self.exports.choose(prediction, slide, self.gene(), self.genes.listed(), regions, shown)
 
     # -- how it looks --------------------------------------------------------------------------------------------
 

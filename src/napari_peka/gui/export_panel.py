@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QComboBox, QFileDialog, QFormLayout, QVBoxLayout, QWidget
@@ -59,7 +59,15 @@ class ExportPanel(QWidget):
         self.panel.asked.connect(self.asked)
         self.panel.succeeded.connect(self._told)
 
-    def choose(self, prediction: Prediction | None, slide: Slide | None, gene: str | None, listed: list[str]) -> None:
+    def choose(
+        self,
+        prediction: Prediction | None,
+        slide: Slide | None,
+        gene: str | None,
+        listed: list[str],
+        regions: dict[str, Any] | None = None,
+        figure: dict[str, Any] | None = None,
+    ) -> None:
         """Ask for a file, and export to it.
 
         Parameters
@@ -70,6 +78,10 @@ class ExportPanel(QWidget):
             Its slide, where that is open: figures show it.
         gene, listed
             The gene that is picked, and those that the table lists.
+        regions
+            shapely polygons in level-0 pixels, x first, by name: each tile is told in which it lies.
+        figure
+            Colours and limits of the gene that is picked, for a figure of it.
         """
         if prediction is None:
             self.panel.fail("there is no map; predict one or open a result first")
@@ -88,10 +100,14 @@ class ExportPanel(QWidget):
             path = path.with_name(path.name + kind.endings[0])
         wanted = self.genes.currentText()
         genes = listed if wanted == LISTED else [gene] if wanted == THIS and gene is not None else None
+        shown = figure if wanted == THIS else None
 
         def job(progress: JobProgress) -> list[Path]:
             # one that is there was asked about
-            return export(prediction, kind.name, path, genes=genes, slide=slide, overwrite=True, progress=progress)
+            return export(
+                prediction, kind.name, path, genes=genes, slide=slide, regions=regions, figure=shown, overwrite=True,
+                progress=progress,
+            )  # fmt: skip
 
         self.panel.start(job)
 

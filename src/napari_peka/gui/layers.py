@@ -18,7 +18,7 @@ from napari_peka.core.blend import PALETTES, blend
 from napari_peka.core.errors import PekaError, SettingError
 from napari_peka.core.geometry import Block, Rect
 from napari_peka.core.raster import Raster
-from napari_peka.gui.look import Look, colours
+from napari_peka.gui.look import Look, colours, for_matplotlib
 from napari_peka.gui.preferences import usual_look
 
 if TYPE_CHECKING:
@@ -269,6 +269,13 @@ def colours_of(layer: Any) -> tuple[float, float]:
     """Return the values at both ends of a map's colour bar, in the gene's unit."""
     low, high = layer.contrast_limits
     return float(low), float(high)
+
+
+def figure_look(layer: Any) -> dict[str, Any]:
+    """Return a map's colours and limits as :func:`napari_peka.write_map` takes them, which shows the map's own unit."""
+    look, prediction = look_of(layer), prediction_of(layer)
+    same = prediction is not None and not look.shows_linear(prediction.unit)
+    return {"colormap": for_matplotlib(look.colormap)} | ({"limits": colours_of(layer)} if same else {})
 
 
 def show_colour_bar(layer: Any) -> None:

@@ -108,3 +108,10 @@ def colours(name: str, fade: bool) -> Any:
         lut[:, 3] = np.interp(np.linspace(0, 1, 256), [0, FADE_UNTIL], [FADE_FROM, 1])
     title = f"{name}, low values fade" if fade else name
     return Colormap(lut, name=title, display_name=title)
+
+
+def for_matplotlib(name: str) -> Any:
+    """Return a colour map for a figure, by a name of :data:`COLORMAPS`."""
+    import cmap
+
+    return cmap.Colormap(COLORMAPS[name]).to_mpl()

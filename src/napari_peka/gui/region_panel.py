@@ -26,6 +26,7 @@ from napari_peka.gui.aside import Aside
 from napari_peka.gui.box_plot import BoxPlot
 from napari_peka.gui.choosers import LayerChooser, Text, slim
 from napari_peka.gui.run_panel import sentence
+from napari_peka.gui.spot_layers import is_places
 from napari_peka.io.statistics import cohens_d, compare_regions, effect_word, region_table, region_values
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class RegionPanel(QWidget):
         self._settle.setSingleShot(True)
         self._settle.setInterval(SETTLE_MS)
         self._settle.timeout.connect(self._refresh)
-        self.shapes = LayerChooser(viewer, lambda x: type(x).__name__ == "Shapes", none="none")
+        self.shapes = LayerChooser(viewer, _may_hold_regions, none="none")
         self.shapes.setToolTip("A Shapes layer with polygons, rectangles or ellipses drawn on the slide")
         self.table = QTableWidget(0, len(_TITLES))
         self.table.setHorizontalHeaderLabels(list(_TITLES))
@@ -215,6 +216,10 @@ class RegionPanel(QWidget):
 
     def _fail(self, error: Exception) -> None:
         self.said.setText(sentence(error))
+
+
+def _may_hold_regions(layer: Any) -> bool:
+    return type(layer).__name__ == "Shapes" and not is_places(layer)
 
 
 def _numbers_of(prediction: Prediction, regions: dict[str, Any], gene: str) -> tuple[str, Any, dict[str, Any]]:

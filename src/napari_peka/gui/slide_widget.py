@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from napari.settings import get_settings
 from qtpy.compat import isalive
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import (
@@ -27,6 +28,7 @@ from napari_peka.gui.aside import Aside
 from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, notice, scrolled, with_button
 from napari_peka.gui.places import regions_path
 from napari_peka.gui.run_panel import sentence
+from napari_peka.gui.session import session_of
 from napari_peka.gui.session_panel import SessionPanel
 from napari_peka.io.regions import regions_by_name, write_regions
 from napari_peka.io.slide import ALLOWED_MPP
@@ -50,6 +52,7 @@ class SlideWidget(QWidget):
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
         self.viewer = napari_viewer
+        self.session = session_of(napari_viewer)
         self._greeted: list[Any] = []
         self._followed: Any = None
         self._tissue, self._writing = Aside(self), Aside(self)
@@ -78,6 +81,14 @@ class SlideWidget(QWidget):
         for text, button in self.usual.items():
             button.setToolTip(f"What most scanners have at {text}, in µm per pixel")
             button.clicked.connect(partial(self.mpp.setValue, USUAL[text]))
+        self.spots_button = QPushButton("from spots")
+        self.spots_button.setToolTip("What the distance of the measured spots on this slide says, in µm per pixel")
+        self.background = QCheckBox("load in the background")
+        self.background.setToolTip(
+            "napari's own setting for asynchronous layers, for all of them: the window stays smooth while a slide is "
+            "read, and the picture sharpens a moment later"
+        )
+        self.background.setChecked(bool(get_settings().experimental.async_))
         self.tissue = QCheckBox("show tissue")
         self.tissue.setToolTip("Where tiles are predicted: what is found to be tissue on the slide's overview")
         self.area = Text()
@@ -95,6 +106,9 @@ class SlideWidget(QWidget):
         self.slide.changed.connect(self._slide_changed)
         self.open_button.clicked.connect(self.ask_open)
         self.set_button.clicked.connect(self._set_mpp)
+        self.spots_button.clicked.connect(self._offer_spots)
+        self.session.sections_changed.connect(self._sections_changed)
+        self.background.toggled.connect(_load_in_background)
         self.tissue.toggled.connect(self._show_tissue)
         self._tissue.done.connect(self._found_tissue)
         self._tissue.failed.connect(self._fail)
@@ -114,9 +128,10 @@ class SlideWidget(QWidget):
         offers = QWidget()
         line = QHBoxLayout(offers)
         line.setContentsMargins(0, 0, 0, 0)
-        for button in self.usual.values():
+        for button in (*self.usual.values(), self.spots_button):
             line.addWidget(button)
         form.addRow(offers)
+        form.addRow("", self.background)
         form.addRow("Tissue", self.tissue)
         form.addRow("", self.area)
         drawn = QWidget()
@@ -133,7 +148,7 @@ class SlideWidget(QWidget):
         self.session_fold.addWidget(self.sessions)
         column.addWidget(self.session_fold)
         column.addStretch(1)
-        column.addWidget(notice())
+        column.addWidget(notice("workbench/#slide"))
 
     # -- which slide ---------------------------------------------------------------------------------------------
 
@@ -152,6 +167,7 @@ class SlideWidget(QWidget):
         self.about.setText("Open a slide to begin." if slide is None else layers.slide_words(slide))
         self.mpp.setValue(0.0 if slide is None or slide.resolution is None else float(np.mean(slide.resolution.mpp)))
         self._quietly(self.tissue, self._of("tissue") is not None)
+        self._sections_changed()
         self.area.setText("")
         if slide is not None and layer not in self._greeted:
             self._greeted.append(layer)
@@ -190,6 +206,17 @@ class SlideWidget(QWidget):
         if slide.resolution is not None:  # pixels would not be a scale
             layers.show_scale_bar(self.viewer)
         self.viewer.reset_view()
+
+    def _sections_changed(self) -> None:
+        """Offer what spots say of the pixel's size, where spots of this slide are open."""
+        if isalive(self):
+            slide = layers.slide_of(self.slide.layer())
+            self.spots_button.setEnabled(slide is not None and bool(self.session.sections_of(slide)))
+
+    def _offer_spots(self) -> None:
+        slide = layers.slide_of(self.slide.layer())
+        if slide is not None and (found := self.session.sections_of(slide)):
+            self.mpp.setValue(float(np.mean(found[0].section.slide.mpp)))
 
     def _set_mpp(self) -> None:
         """Open the slide again with the number of the form; regions stay where they were drawn."""
@@ -362,6 +389,10 @@ class SlideWidget(QWidget):
         text = "" if error is None else error if isinstance(error, str) else sentence(error)
         self.error.setText(text)
         self.error.setVisible(bool(text))
+
+
+def _load_in_background(on: bool) -> None:
+    get_settings().experimental.async_ = on
 
 
 def _with_tissue(slide: Any) -> tuple[Any, Any]:

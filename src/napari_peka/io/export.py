@@ -46,6 +46,7 @@ def export(
     genes: Sequence[str] | None = None,
     regions: Mapping[str, Any] | None = None,
     slide: Slide | None = None,
+    figure: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: Progress = NULL,
 ) -> list[Path]:
@@ -68,6 +69,8 @@ def export(
         which they lie (``obs["annotation"]``), and formats with shapes hold them.
     slide
         The slide, for formats that show it.
+    figure
+        Colours and limits of figures: further arguments of :func:`write_map`.
     overwrite
         Replace a file that is there.
     progress
@@ -94,7 +97,7 @@ def export(
         _check_free(path, overwrite)
     progress.stage(f"writing {kind.name}", len(tasks))
     for path, part in tasks.items():
-        one = Export(prediction, part, dict(regions or {}), slide)
+        one = Export(prediction, part, dict(regions or {}), slide, dict(figure or {}))
         files.make_folder(path.parent)
         files.write_beside(path, lambda p, one=one: kind.write(one, p))  # type: ignore[misc]
         progress.advance()

@@ -60,7 +60,16 @@ def trust_text(pcc: float | None) -> str:
     return f"held-out PCC {pcc:.2f} ({word})"
 
 
-def write_map(prediction: Prediction, slide: Slide | None, gene: str, path: Path | str, *, max_px: int = 1600) -> Path:
+def write_map(
+    prediction: Prediction,
+    slide: Slide | None,
+    gene: str,
+    path: Path | str,
+    *,
+    max_px: int = 1600,
+    colormap: Any = COLORMAP,
+    limits: tuple[float, float] | None = None,
+) -> Path:
     """Write a figure of the predicted map of `gene` beside the slide that it lies on.
 
     Parameters
@@ -75,6 +84,10 @@ def write_map(prediction: Prediction, slide: Slide | None, gene: str, path: Path
         Where to write, by its ending as PNG, SVG or PDF.
     max_px
         Longer side of the slide's picture.
+    colormap
+        Name of a matplotlib colour map, or one.
+    limits
+        Values of the lowest and the highest colour, in the map's unit; None: the 2nd and 98th percentile.
 
     Raises
     ------
@@ -90,12 +103,15 @@ def write_map(prediction: Prediction, slide: Slide | None, gene: str, path: Path
     settings = {"font.family": _fonts(), "font.size": 12, "text.parse_math": False, "text.usetex": False}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box in a title, no reason to fail
-        figure = _draw(prediction, slide, index, max_px)
+        figure = _draw(prediction, slide, index, max_px, colormap, limits)
         files.write_beside(path, lambda p: figure.savefig(p, dpi=DPI))
     return path
 
 
-def _draw(prediction: Prediction, slide: Slide | None, index: int, max_px: int) -> Any:
+def _draw(
+    prediction: Prediction, slide: Slide | None, index: int, max_px: int, colormap: Any = COLORMAP,
+    limits: tuple[float, float] | None = None,
+) -> Any:  # fmt: skip
     gene, raster = prediction.genes[index], prediction.raster(prediction.genes[index])
     shape = prediction.record["slide"]["shape"] if slide is None else slide.shape
     view = _view(prediction.tiles, (shape[0], shape[1]))
@@ -109,9 +125,9 @@ def _draw(prediction: Prediction, slide: Slide | None, index: int, max_px: int) 
         # pale and grey: what is pink on the right is the map's pink, not eosin's
         right.imshow(255 - (255 - image.mean(2)) * 0.7, extent=extent, cmap="gray", vmin=0, vmax=255)
     (y0, x0), (sy, sx), (h, w) = raster.origin_yx, raster.scale_yx, raster.data.shape
-    low, high = contrast_limits(raster.data)
+    low, high = limits or contrast_limits(raster.data)
     heat = right.imshow(
-        np.ma.masked_invalid(raster.data), extent=(x0, x0 + w * sx, y0 + h * sy, y0), cmap=COLORMAP, vmin=low,
+        np.ma.masked_invalid(raster.data), extent=(x0, x0 + w * sx, y0 + h * sy, y0), cmap=colormap, vmin=low,
         vmax=high, alpha=0.75, interpolation="nearest",
     )  # fmt: skip
     for axis in axes:

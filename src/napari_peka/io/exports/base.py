@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,12 +43,15 @@ class Export:
         shapely polygons in level-0 pixels, x first, by name.
     slide
         Where it is at hand: formats that carry a picture show it.
+    figure
+        Further arguments of :func:`napari_peka.io.figure.write_map`, for figures.
     """
 
     prediction: Prediction
     genes: tuple[str, ...]
     regions: Mapping[str, Any]
     slide: Slide | None = None
+    figure: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def values(self) -> npt.NDArray[np.float32]:

@@ -64,7 +64,7 @@ def write_ome_tiff(export: Export, path: Path) -> None:
 def write_figure(export: Export, path: Path) -> None:
     """Write the map of one gene as a figure: beside the slide where that is at hand, with scale and colour bar."""
     (gene,) = export.genes
-    write_map(export.prediction, export.slide, gene, path)
+    write_map(export.prediction, export.slide, gene, path, **export.figure)
 
 
 def _stack(export: Export) -> tuple[npt.NDArray[np.float32], tuple[float, float], tuple[float, float]]:
