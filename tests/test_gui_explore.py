@@ -257,7 +257,7 @@ def test_docks_share_the_gene(dock, viewer):
 
 
 def test_an_export_has_the_regions_and_a_figure_the_colours_that_are_seen(
-    dock, viewer, heat, qtbot, tmp_path, monkeypatch
+    dock, viewer, prediction, qtbot, tmp_path, monkeypatch
 ):
     import anndata
     import matplotlib
@@ -265,7 +265,7 @@ def test_an_export_has_the_regions_and_a_figure_the_colours_that_are_seen(
     from qtpy.QtWidgets import QFileDialog
 
     slide = session_of(viewer).slides()[0]
-    (top, left), (bottom, right) = heat.extent.world
+    (top, left), (bottom, right) = prediction.tiles.centre_um.min(0) - 99, prediction.tiles.centre_um.max(0) + 99
     shapes = [[[top, left], [top, right], [(top + bottom) / 2, right], [(top + bottom) / 2, left]]]
     data, settings, _ = region_layers.regions_layer(slide, {})
     regions = viewer.add_shapes(data, **settings)
