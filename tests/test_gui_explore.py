@@ -286,6 +286,6 @@ def test_an_export_has_the_regions_and_a_figure_the_colours_that_are_seen(
     assert adata.obsm["spatial"][upper, 1].max() <= adata.obsm["spatial"][~upper.to_numpy(), 1].min()
     dock.look.colours.setCurrentIndex(list(COLORMAPS).index("viridis"))
     picture = np.asarray(Image.open(press("png", "a.png")).convert("RGB"), int).reshape(-1, 3)
-    for name, there in (("viridis", True), ("magma", False)):
-        middle = 255 * (0.75 * np.array(matplotlib.colormaps[name](0.5)[:3]) + 0.25)  # of the colour bar, on white
-        assert (np.abs(picture - middle).sum(1) < 12).any() == there
+    # the middle of the colour bar, on white: neither the tissue nor the usual colours have such a green
+    middle = 255 * (0.75 * np.array(matplotlib.colormaps["viridis"](0.5)[:3]) + 0.25)
+    assert (np.abs(picture - middle).sum(1) < 12).any()
