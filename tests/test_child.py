@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -155,7 +156,7 @@ def test_nothing_outlives_a_killed_parent(tmp_path):
     )
     script = tmp_path / "parent.py"
     script.write_text(f"if __name__ == '__main__':\n    {code.replace(chr(10), chr(10) + '    ')}\n")
-    parent = subprocess.Popen([sys.executable, script, os.path.dirname(__file__)], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([sys.executable, script, str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True)
     pid = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
@@ -172,5 +173,5 @@ def _lives(pid):
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    with open(f"/proc/{pid}/stat") as f:  # one that nobody waits for is dead all the same
-        return f.read().split(")")[1].split()[0] != "Z"
+    state = Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0]
+    return state != "Z"  # one that nobody waits for is dead all the same
