@@ -192,7 +192,7 @@ def measure_speed(config: TrainConfig, *, progress: Progress) -> Speed:
         return (time.perf_counter() - began) / size
 
     took = {}
-    for learns in ([True, False] if spec.kind != "none" else [False]):
+    for learns in [True, False] if spec.kind != "none" else [False]:
         step(learns)
         took[learns] = min(step(learns) for _ in range(_STEPS))
         progress.advance()
@@ -216,11 +216,11 @@ def extent_of(hold_out: str | None, sections: Sequence[tuple[str, str, int, str]
     if hold_out == "block":
         part = n // N_BLOCKS
         return Extent(((n - part, part),) * N_BLOCKS + ((n, 0),), n)
-    column = {"section": 0, "patient": 1}.get(hold_out)
-    if column is not None:
+    if hold_out in ("section", "patient"):
         sizes: dict[str, int] = {}
-        for s in sections:
-            sizes[s[column]] = sizes.get(s[column], 0) + s[2]
+        for name, patient, spots, _ in sections:
+            whose = name if hold_out == "section" else patient
+            sizes[whose] = sizes.get(whose, 0) + spots
         return Extent((*((n - left, left) for left in sizes.values()), (n, 0)), n)
     names = {name.strip() for name in hold_out.split(",")}
     left = sum(s[2] for s in sections if s[0] in names or s[1] in names)
