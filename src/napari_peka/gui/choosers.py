@@ -75,6 +75,14 @@ class Text(QLabel):
         self._later.start()
 
 
+class Snug(Text):
+    """Words that take no more room than they need, in panels within panels: these guess a wrapped label's height."""
+
+    def _fit(self) -> None:
+        if self.isVisible():
+            self.setFixedHeight(max(0, self.heightForWidth(self.width())))
+
+
 def notice() -> QLabel:
     """Return the line that every dock carries."""
     label = QLabel(RESEARCH_USE)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import pyqtgraph as pg
+import pyqtgraph as pg  # type: ignore[import-untyped]
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QPalette
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 
-from napari_peka.gui.choosers import Text
+from napari_peka.gui.choosers import Snug
 
 if TYPE_CHECKING:
     from napari_peka.workflows.watch import Glance, Part
@@ -37,7 +37,7 @@ class Curves(QWidget):
         self.ceiling = pg.InfiniteLine(angle=0, pen=pg.mkPen(CEILING, style=Qt.PenStyle.DotLine, width=2))
         for line in (self.frozen, self.ceiling):
             self.pcc.addItem(line)
-        self.loss_words, self.pcc_words = Text(), Text()
+        self.loss_words, self.pcc_words = Snug(), Snug()
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         for widget in (self.loss_words, self.loss, self.pcc_words, self.pcc):
@@ -91,7 +91,7 @@ class Curves(QWidget):
         said = [f"{_in('checked', CHECK)} {_number(glance.val_pcc)}", f"{_in('left out', HELD_OUT)} "
                 f"{_number(glance.held_out_pcc)}"]  # fmt: skip
         if math.isfinite(self._frozen) and glance.epoch:
-            said.append(f"{_in('- -', HELD_OUT)} untrained {_number(self._frozen)}")
+            said.append(f"{_in('- -', HELD_OUT)}\N{NO-BREAK SPACE}untrained\N{NO-BREAK SPACE}{_number(self._frozen)}")
         if self._ends:
             said.append(f"{_in('···', CEILING)} {self._ends}")
         self.pcc_words.setText("PCC: " + ", ".join(said))
@@ -139,7 +139,7 @@ class Curves(QWidget):
 
 
 def _in(text: str, colour: str) -> str:
-    return f'<span style="color: {colour}"><b>{text}</b></span>'
+    return f'<span style="color: {colour}"><b>{text}</b></span>'.replace("- -", "-\N{NO-BREAK SPACE}-")
 
 
 def _number(value: float) -> str:

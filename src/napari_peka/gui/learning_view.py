@@ -9,7 +9,7 @@ import numpy as np
 from qtpy.QtWidgets import QComboBox, QFormLayout, QVBoxLayout, QWidget
 
 from napari_peka.gui import layers, section_layers
-from napari_peka.gui.choosers import Text, slim
+from napari_peka.gui.choosers import Snug, slim
 from napari_peka.gui.curves import Curves
 from napari_peka.gui.session import OpenSection, Session
 from napari_peka.workflows.watch import Glance, Part
@@ -34,7 +34,7 @@ class LearningView(QWidget):
         self.curves = Curves()
         self.gene = slim(QComboBox())
         self.gene.setToolTip("The gene whose spots are drawn; it can be changed while training runs")
-        self.words = Text()
+        self.words = Snug()
         form = QFormLayout()
         form.addRow("Gene", self.gene)
         column = QVBoxLayout(self)
@@ -130,12 +130,20 @@ class LearningView(QWidget):
 
 
 def show_slide(viewer: Any, item: OpenSection) -> Any:
-    """Return the layer of a section's slide; it is made, at the bottom, where there is none."""
-    slide = item.section.slide
+    """Return the layer of a section's slide; it is made, at the bottom, where there is none.
+
+    All slides have their upper left corner at the same place, so the others, and what lies on them, are hidden.
+    """
+    slide, found = item.section.slide, None
     for layer in viewer.layers:
-        shown = layers.slide_of(layer)
-        if shown is not None and shown.fingerprint == slide.fingerprint:
-            return layer
+        shown, of = layers.slide_of(layer), section_layers.fingerprint_of(layer)
+        if shown is None and of is None:
+            continue
+        layer.visible = slide.fingerprint == (of if shown is None else shown.fingerprint)
+        if shown is not None and layer.visible:
+            found = layer
+    if found is not None:
+        return found
     from napari_peka.io.slide import open_slide
 
     # an own handle: the layer stays when its section is closed

@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QFormLayout, QHBoxLayout, 
 from napari_peka.core.errors import PekaError
 from napari_peka.gui import section_layers
 from napari_peka.gui.aside import Aside
-from napari_peka.gui.choosers import LayerChooser, Text, slim
+from napari_peka.gui.choosers import LayerChooser, Snug, slim
 from napari_peka.gui.run_panel import sentence
 from napari_peka.gui.section_files import corrected
 from napari_peka.gui.session import OpenSection, Session
@@ -67,7 +67,7 @@ class NudgePanel(QWidget):
         self.pairs_button.setToolTip("Move the spots so that the first layer's points come to lie on the second one's")
         self.best_button = QPushButton("")
         self.best_button.setToolTip("The orientation in which clearly more spots lie on tissue")
-        self.score = Text()
+        self.score = Snug()
         self.score.setToolTip(
             "Share of spots on tissue, and how well their counts follow the tissue's density (Spearman's r): "
             "higher is better"
@@ -76,11 +76,12 @@ class NudgePanel(QWidget):
         self.apply_button.setToolTip("Read the section again with its spots here; training uses them so")
         self.reset_button = QPushButton("Reset")
         self.reset_button.setToolTip("Back to where the section's files put the spots")
-        self.error = Text("color: #d9534f;")
+        self.error = Snug("color: #d9534f;")
         self.error.hide()
         form = QFormLayout()
-        for name, widget in (("Down", self.down), ("Right", self.right), ("Turn", self.degrees), ("Scale", self.scale),
-                             ("Frame", self.orientation), ("Spots at", self.picked), ("belong at", self.targets)):  # fmt: skip
+        rows = {"Down": self.down, "Right": self.right, "Turn": self.degrees, "Scale": self.scale,
+                "Frame": self.orientation, "Spots at": self.picked, "belong at": self.targets}  # fmt: skip
+        for name, widget in rows.items():
             form.addRow(name, widget)
         line = QHBoxLayout()
         line.addWidget(self.apply_button)

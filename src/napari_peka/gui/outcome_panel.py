@@ -9,7 +9,7 @@ from qtpy.QtCore import QUrl
 from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QHBoxLayout, QPushButton, QVBoxLayout, QWidget
 
-from napari_peka.gui.choosers import Text
+from napari_peka.gui.choosers import Snug
 from napari_peka.gui.session import Session
 
 REPORT = Path("report") / "report.html"
@@ -26,7 +26,8 @@ def outcome_words(bundle: Path) -> str:
     for name in ("frozen", "before"):
         score = Score.of((report.summary.get("baselines") or {}).get(name, {}).get("pcc_hvg50"))
         if score.known:
-            beside.append(f"{BASELINE_NAMES[name]}: PCC {number(score.mean)}, same spots, genes and read-out.")
+            who = BASELINE_NAMES[name]
+            beside.append(f"{who[:1].upper()}{who[1:]}: PCC {number(score.mean)}, on the same spots and genes.")
     first, *others = verdict(report)
     return "<br>".join([f"<b>{first}</b>", *beside, *others])
 
@@ -38,7 +39,7 @@ class OutcomePanel(QWidget):
         super().__init__()
         self.session = session
         self.path: Path | None = None
-        self.words = Text()
+        self.words = Snug()
         self.report_button = QPushButton("Open report")
         self.report_button.setToolTip("The whole report in the browser: every gene, maps, baselines, how it was split")
         self.use_button = QPushButton("Use this model")

@@ -11,7 +11,7 @@ from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 from napari_peka.config import RefitConfig
 from napari_peka.core.progress import JobProgress
-from napari_peka.gui.choosers import Text
+from napari_peka.gui.choosers import Snug
 from napari_peka.gui.outcome_panel import outcome_words
 from napari_peka.gui.run_panel import RunPanel
 from napari_peka.gui.session import Session
@@ -34,7 +34,7 @@ class RefitPanel(QWidget):
     def __init__(self, viewer: Any, session: Session) -> None:
         super().__init__()
         self.session = session
-        self.words = Text()
+        self.words = Snug()
         self.panel = RunPanel("Quick refit", viewer)
         self.panel.run_button.setToolTip(
             "Correct the chosen model's gene head by the spots of the sections that are open; what it sees in a tile "

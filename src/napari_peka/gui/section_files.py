@@ -75,7 +75,7 @@ def corrected(item: OpenSection, change: Any) -> OpenSection:
     item
         The section as it is open.
     change
-        Affine ``(2, 3)`` from where its spots lie to where they belong, (x, y) in level-0 pixels; None: as its files say.
+        Affine ``(2, 3)`` from where its spots lie to where they belong, (x, y) in level-0 px; None: as its files say.
     """
     old = item.section
     request = {k: v for k, v in item.request.items() if k != "affine"}
@@ -119,7 +119,7 @@ def row_of(section: Section) -> tuple[str, ...]:
     return (
         section.section_id, section.patient_id if section.patient_named else "", f"{n:,}", f"{g:,}",
         "?" if section.pitch_um is None else f"{section.pitch_um:.0f}", f"{np.mean(section.slide.mpp):.3g}",
-        section.platform, "?" if np.isnan(on) else f"{on:.0%}", str(len(section.warnings)) if section.warnings else "none",
+        section.platform, "?" if np.isnan(on) else f"{on:.0%}", str(len(section.warnings) or "none"),
     )  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def _entries(path: Path) -> list[Entry]:
 def _read(entry: Entry) -> OpenSection:
     given = {"image": entry.image, "section": entry.section, "patient": entry.patient, "mpp": entry.mpp,
              "affine": entry.affine}  # fmt: skip
-    request = {k: str(v) if isinstance(v, Path) else v for k, v in given.items() if v is not None}
+    request: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in given.items() if v is not None}
     section = read_section(entry.path, **request)
     section.split = entry.split
     return OpenSection(section, request)

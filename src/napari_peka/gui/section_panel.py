@@ -20,7 +20,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_peka.gui.aside import Aside
-from napari_peka.gui.choosers import Text
+from napari_peka.gui.choosers import Snug
 from napari_peka.gui.run_panel import sentence
 from napari_peka.gui.section_files import COLUMNS, Added, read_added, row_of, set_patient
 from napari_peka.gui.session import OpenSection, Session
@@ -106,8 +106,8 @@ class SectionPanel(QWidget):
         self.show_button.setToolTip("The image and the spots over it, to see whether they lie on the tissue")
         self.remove_button = QPushButton("Remove")
         self.remove_button.setToolTip("Close the selected sections; their files stay as they are")
-        self.words = Text()
-        self.error = Text("color: #d9534f;")
+        self.words = Snug()
+        self.error = Snug("color: #d9534f;")
         self.error.hide()
         buttons = QGridLayout()
         for i, button in enumerate((self.files_button, self.folder_button, self.show_button, self.remove_button)):

@@ -10,6 +10,15 @@ from qtpy.QtWidgets import QCheckBox, QComboBox, QFormLayout, QLineEdit, QWidget
 
 from napari_peka.gui.choosers import slim
 
+#: what settings are called where their names are terse
+_LABELS = {
+    "lr": "learning rate", "context_um": "context, µm", "alpha": "distillation", "n_top_genes": "most variable",
+    "min_detected": "detected in", "min_on_tissue": "on tissue", "terms": "more loss terms", "mpp": "µm per pixel",
+    "validation_share": "checked by",
+}  # fmt: skip
+#: what None stands for, where the machine does not choose
+_NONE = {"last_blocks": "all", "context_um": "none", "n_top_genes": "all", "patience": "none"}
+
 
 class SettingsForm(QWidget):
     """Some fields of a settings class, each with its default until a person changes it.
@@ -34,11 +43,11 @@ class SettingsForm(QWidget):
         for name in names:
             field = kind.model_fields[name]
             default = (defaults or {}).get(name, field.default)
-            widget = _widget(field.annotation, default)
+            widget = _widget(field.annotation, default, _NONE.get(name, "auto"))
             tip = field.description or ""
             widget.setToolTip(tip[:1].upper() + tip[1:])
             self.fields[name] = widget
-            form.addRow(name.replace("_", " "), widget)
+            form.addRow(_LABELS.get(name, name.replace("_", " ")), widget)
 
     def values(self) -> dict[str, Any]:
         """Return what was changed, fit for the settings class."""
@@ -63,7 +72,7 @@ class SettingsForm(QWidget):
             widget.setText("" if value is None else str(value))
 
 
-def _widget(annotation: Any, default: Any) -> QWidget:
+def _widget(annotation: Any, default: Any, none: str) -> QWidget:
     if annotation is bool:
         box = QCheckBox()
         box.setChecked(bool(default))
@@ -75,7 +84,8 @@ def _widget(annotation: Any, default: Any) -> QWidget:
         choice.setCurrentIndex(choice.findData(default))
         return choice
     line = QLineEdit()
-    line.setPlaceholderText(
-        "auto" if default is None else f"{default:g}" if isinstance(default, float) else str(default)
-    )
+    if default is None or default == {}:
+        line.setPlaceholderText(none if default is None else "none")
+    else:
+        line.setPlaceholderText(f"{default:g}" if isinstance(default, float) else str(default))
     return line

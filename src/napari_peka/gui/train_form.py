@@ -47,6 +47,7 @@ class TrainForm(QWidget):
     def __init__(self, session: Session) -> None:
         super().__init__()
         self.session = session
+        self._picked = ""
         self.encoder = slim(QComboBox())
         for name, card in ENCODERS.items():
             self.encoder.addItem(f"{name} (gated)" if card.gated else name, name)
@@ -89,6 +90,7 @@ class TrainForm(QWidget):
         for box in (self.encoder, self.adapter, self.hold_out):
             box.currentIndexChanged.connect(self._tell)
         self.epochs.valueChanged.connect(self._tell)
+        self.hold_out.activated.connect(self._pick)
         self.refresh()
 
     def refresh(self) -> None:
@@ -106,7 +108,7 @@ class TrainForm(QWidget):
             choices += [(f"{p} for good", p) for p in patients if len(patients) > 1]
             choices += [(f"{s.section_id} for good", s.section_id) for s in sections]
         choices.append(("a block of each section in turn", "block"))
-        before = self.hold_out.currentText()
+        before = self._picked
         self.hold_out.blockSignals(True)
         self.hold_out.clear()
         for text, value in choices:
@@ -153,6 +155,9 @@ class TrainForm(QWidget):
         if not name or Path(name).name != name or name in (".", ".."):
             raise SettingError(f"{name!r} cannot be the name of a model; use letters, digits and dashes")
         return folder / name
+
+    def _pick(self, index: int) -> None:
+        self._picked = self.hold_out.itemText(index)
 
     def _tell(self, _: Any) -> None:
         self.changed.emit()

@@ -17,7 +17,7 @@ from napari_peka.core.errors import PekaError, SettingError
 from napari_peka.core.progress import JobProgress, human_time
 from napari_peka.gui import section_layers
 from napari_peka.gui.aside import Aside
-from napari_peka.gui.choosers import DOCK_WIDTH, Text, notice, scrolled
+from napari_peka.gui.choosers import DOCK_WIDTH, Snug, notice, scrolled
 from napari_peka.gui.learning_view import LearningView, show_slide, spots_layer_of
 from napari_peka.gui.nudge_panel import NudgePanel
 from napari_peka.gui.outcome_panel import OutcomePanel, outcome_words
@@ -62,7 +62,7 @@ class TrainWidget(QWidget):
         self.nudge_fold = QCollapsible("Move spots on the image")
         self.nudge_fold.addWidget(self.nudge)
         self.form = TrainForm(self.session)
-        self.time = Text()
+        self.time = Snug()
         self.time_button = QPushButton("Measure")
         self.time_button.setToolTip("Time a few steps on this machine, to say how long the training will take")
         self.timing = RunPanel("Measure")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 UNCERTAIN = 0.35
 #: s that a process takes until it learns: libraries, weights
 _START_S = 15.0
+#: s of every training besides its steps: teacher, pseudo-labels, head
+_EACH_S = 4.0
 #: steps that are timed, after one that is not
 _STEPS = 2
 
@@ -233,6 +235,7 @@ def seconds_needed(speed: Speed, extent: Extent, config: TrainConfig) -> tuple[f
     embed = extent.spots * speed.look_s * passes
     total = _START_S + embed  # the frozen encoder's, once
     for trains, looks in extent.trainings:
+        total += _EACH_S
         if config.adapter != "none":
             held = trains * config.validation_share
             total += config.epochs * ((trains - held) * speed.learn_s + (held + looks) * speed.look_s)

@@ -220,7 +220,6 @@ class _Walk:
         if ended and 0 < len(learnt.history.epochs) < config.epochs:
             self.ended_after = len(learnt.history.epochs)
             self._note_end()
-            self.notes.append(f"training was ended after {self.ended_after} of {config.epochs} epochs")
         features = self._frozen
         if features is None:
             features = part.embed_all(learnt, self.paired, self.config, self.device, self.dtype, progress=self.progress)
@@ -322,6 +321,8 @@ class _Walk:
 
     def report(self, held_out: list[list[Measured]], name: str) -> EvaluationReport:
         """Score what was held out."""
+        if self.ended_after:
+            self.notes.append(f"training was ended after {self.ended_after} of {self.config.epochs} epochs")
         hvg50 = {f.name: self.goal.hvg50(self.paired, f.train) for f in self.folds}
         return evaluate(
             [m for fold in held_out for m in fold], self.goal.genes, self.config.unit, hvg50=hvg50, model=name,
