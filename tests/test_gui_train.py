@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ pytest.importorskip("sklearn")
 if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
     pytest.skip("no display; run under: xvfb-run -a python -m pytest", allow_module_level=True)
 
-from qtpy.QtCore import QMimeData, QPointF, Qt, QUrl
+from qtpy.QtCore import QCoreApplication, QEvent, QMimeData, QPointF, Qt, QUrl
 from qtpy.QtGui import QDesktopServices, QDropEvent
 
 from napari_peka.gui import layers, section_layers
@@ -198,7 +199,7 @@ def test_closing_in_the_middle_leaves_nothing(viewer, qtbot, manifest, tmp_path,
     dock.run()
     curves = dock.view.curves
     wait_for(qtbot, lambda: bool(curves.values("train")))
-    del curves
+
     if way == "dock":
         viewer.window.remove_dock_widget(dock)
         dock.close()
@@ -211,6 +212,37 @@ def test_closing_in_the_middle_leaves_nothing(viewer, qtbot, manifest, tmp_path,
     wait_for(qtbot, lambda: not [t for t in threading.enumerate() if t.name.startswith("peka-")])
     assert (tmp_path / "models" / "my-model.partial").is_dir()  # the work is kept
     assert not list((tmp_path / "models").glob("*.lock"))
+
+
+def test_the_dock_goes_without_the_garbage_collector(viewer, qtbot):
+    """What a collector frees in a thread of ours takes Qt's objects, and then the process, with it."""
+    dock = TrainWidget(viewer)
+    dock.show()
+    gone = [weakref.ref(x) for x in (dock, dock.sections, dock.nudge, dock.form, dock.view, dock.view.curves)]
+    gc.collect()
+    gc.disable()
+    try:
+        dock.close()
+        dock.deleteLater()
+        del dock
+        QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete.value)
+        assert [r() for r in gone] == [None] * len(gone)
+    finally:
+        gc.enable()
+
+
+def test_qt_survives_a_dock_that_was_deleted(viewer, qtbot):
+    """A slot freed by Qt while it was called took the process with it some events later."""
+    for _ in range(3):
+        dock = TrainWidget(viewer)
+        viewer.window.add_dock_widget(dock, name="Train on paired sections")
+        qtbot.wait(50)
+        viewer.window.remove_dock_widget(dock)
+        dock.close()
+        dock.deleteLater()
+        del dock
+        gc.collect()
+        qtbot.wait(300)
 
 
 class TestSections:

@@ -80,6 +80,7 @@ class Snug(Text):
 
     def _fit(self) -> None:
         if self.isVisible():
+            self.setMinimumHeight(0)  # a label never asks for less than it was given before
             self.setFixedHeight(max(0, self.heightForWidth(self.width())))
 
 

@@ -90,8 +90,8 @@ class TrainWidget(QWidget):
         self.panel.failed.connect(self._ended)
         self.pause_button.toggled.connect(self._pause)
         self.end_button.clicked.connect(self.end)
-        self.resume_button.clicked.connect(partial(_run_again, self, True))
-        self.again_button.clicked.connect(partial(_run_again, self, False))
+        self.resume_button.clicked.connect(self._go_on)
+        self.again_button.clicked.connect(self._begin_anew)
         self.time_button.clicked.connect(self.measure)
         self.timing.succeeded.connect(self._measured)
         self.timing.failed.connect(self.time.setText)
@@ -236,6 +236,12 @@ class TrainWidget(QWidget):
         self.panel.status.setText("looking at the settings")
         self._checking.ask(partial(_check, lesson))
 
+    def _go_on(self) -> None:
+        self.run(resume=True)
+
+    def _begin_anew(self) -> None:
+        self.run(overwrite=True)
+
     def _start(self, lesson: Lesson) -> None:
         self._events.clear()
         self._remote.clear()
@@ -333,10 +339,6 @@ class TrainWidget(QWidget):
         for panel in (self.panel, self.timing, self.refit.panel):
             panel.leave()
         super().closeEvent(event)
-
-
-def _run_again(dock: TrainWidget, resume: bool, *_: Any) -> None:
-    dock.run(resume=resume, overwrite=not resume)
 
 
 def _speed_key(config: TrainConfig) -> str:
