@@ -154,7 +154,7 @@ class NudgePanel(QWidget):
         if self._item is None:
             return
         self._fail(None)
-        applied = "first" in self._item.request
+        applied = self._item.given is not None
         self._clear()
         self._changed()
         if applied:

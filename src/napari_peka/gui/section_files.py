@@ -78,19 +78,17 @@ def corrected(item: OpenSection, change: Any) -> OpenSection:
         Affine ``(2, 3)`` from where its spots lie to where they belong, (x, y) in level-0 px; None: as its files say.
     """
     old = item.section
-    request = {k: v for k, v in item.request.items() if k != "affine"}
     if change is None:
-        if (first := request.pop("first", None)) is not None:
-            request["affine"] = first
+        request = dict(item.given or item.request)
     else:
         before = IDENTITY if old.placed_by is None else old.placed_by
+        request = item.request | {"affine": compose(np.asarray(change), before).tolist()}
         if old.path != old.slide.path and old.path not in old.slide.path.parents:
             request.setdefault("image", str(old.slide.path))  # the same scan, whatever lies beside it
-        request.setdefault("first", item.request.get("affine"))
-        request["affine"] = compose(np.asarray(change), before).tolist()
-    section = read_section(old.path, **_arguments(request))
+    section = read_section(old.path, **request)
     _take_over(section, old)
-    return OpenSection(section, request)
+    given = None if change is None else item.given if item.given is not None else item.request
+    return OpenSection(section, request, given)
 
 
 def asked(item: OpenSection) -> Asked:
@@ -98,9 +96,7 @@ def asked(item: OpenSection) -> Asked:
     from napari_peka.workflows.lesson import Asked
 
     s = item.section
-    return Asked(
-        s.path.resolve(), s.section_id, s.patient_id if s.patient_named else None, s.split, _arguments(item.request)
-    )
+    return Asked(s.path.resolve(), s.section_id, s.patient_id if s.patient_named else None, s.split, item.request)
 
 
 def set_patient(item: OpenSection, patient: str) -> None:
@@ -137,11 +133,6 @@ def _read(entry: Entry) -> OpenSection:
     section = read_section(entry.path, **request)
     section.split = entry.split
     return OpenSection(section, request)
-
-
-def _arguments(request: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what only we remember of a request."""
-    return {k: v for k, v in request.items() if k != "first" and v is not None}
 
 
 def _name_apart(section: Section, names: set[str]) -> None:

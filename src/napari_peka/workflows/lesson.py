@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 #: a measurement of a few steps is off by so much either way: caches warm up, other programs run
 UNCERTAIN = 0.35
-#: s that a process takes until it learns: libraries, weights
-_START_S = 15.0
+#: s that a process takes until it learns: libraries, weights, sections; and for the report
+_START_S = 25.0
 #: s of every training besides its steps: teacher, pseudo-labels, head
-_EACH_S = 4.0
+_EACH_S = 6.0
 #: steps that are timed, after one that is not
 _STEPS = 2
 
