@@ -97,6 +97,7 @@ def test_a_whole_story(viewer, dock, qtbot, manifest, monkeypatch):
 
     table.selectRow(0)
     click(qtbot, dock.sections.show_button)
+    wait_for(qtbot, lambda: not dock.slides.busy)
     name = session.sections()[0].section.section_id
     spots = spots_layer_of(viewer, name)
     section = session.sections()[0].section
@@ -290,6 +291,7 @@ class TestSections:
         assert row["µm/px"] == "0.688" or row["µm/px"].startswith("0.68")
         assert row["platform"] == "st"
         dock.show_section(dock.sections.section())
+        wait_for(qtbot, lambda: not dock.slides.busy)
         assert len(spots_layer_of(viewer, "C2").data) == int(row["spots"])
 
 
@@ -298,6 +300,7 @@ class TestNudge:
     def opened(self, viewer, dock, qtbot, manifest):
         add(qtbot, dock, sorted(manifest.parent.glob("*/outs"))[0])
         dock.show_section(dock.sections.section())
+        wait_for(qtbot, lambda: not dock.slides.busy)
         return dock
 
     def settled(self, qtbot, dock):
@@ -415,7 +418,9 @@ class TestSayings:
 def test_layers_say_what_they_are(viewer, dock, qtbot, manifest):
     add(qtbot, dock, sorted(manifest.parent.glob("*/outs"))[0])
     dock.show_section(dock.sections.section())
+    wait_for(qtbot, lambda: not dock.slides.busy)
     dock.show_section(dock.sections.section())
+    assert not dock.slides.busy
     spots = [x for x in viewer.layers if section_layers.spots_of(x)]
     assert len(spots) == 1
     slide = next(s for s in map(layers.slide_of, viewer.layers) if s is not None)

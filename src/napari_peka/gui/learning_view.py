@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QFormLayout, QVBoxLayout, QWidget
 
-from napari_peka.gui import layers, section_layers
+from napari_peka.gui import section_layers
 from napari_peka.gui.choosers import Snug, slim
 from napari_peka.gui.curves import Curves
 from napari_peka.gui.session import OpenSection, Session
@@ -22,7 +23,14 @@ class LearningView(QWidget):
     ----------
     viewer, session
         Where the spots are drawn, and which sections are open.
+
+    Attributes
+    ----------
+    slide_wanted
+        Emitted with the section whose slide is to lie under the spots.
     """
+
+    slide_wanted = Signal(object)
 
     def __init__(self, viewer: Any, session: Session) -> None:
         super().__init__()
@@ -96,7 +104,6 @@ class LearningView(QWidget):
         section = item.section
         for old in self.layers_now().values():
             self.viewer.layers.remove(old)
-        show_slide(self.viewer, item)
         width = section.slide.shape[1] * section.slide.mpp[1]
         for kind, beside in ((section_layers.MEASURED, width), (section_layers.PREDICTED, 0.0)):
             data, settings, _ = section_layers.learning_layer(
@@ -104,7 +111,7 @@ class LearningView(QWidget):
                 section.spot_diameter_um, section.slide.mpp, beside,
             )  # fmt: skip
             self.viewer.add_points(data, **settings)
-        self.viewer.reset_view()
+        self.slide_wanted.emit(item)
 
     def draw(self) -> None:
         """Colour both kinds of spots by the chosen gene, on the scale of what was measured."""
@@ -127,31 +134,6 @@ class LearningView(QWidget):
             if np.isfinite(part.attainable[at]):
                 said += f", attainable {part.attainable[at]:.2f}"
             self.words.setText(f"training {part.number} of {part.of}, epoch {glance.epoch}<br>{said}")
-
-
-def show_slide(viewer: Any, item: OpenSection) -> Any:
-    """Return the layer of a section's slide; it is made, at the bottom, where there is none.
-
-    All slides have their upper left corner at the same place, so the others, and what lies on them, are hidden.
-    """
-    slide, found = item.section.slide, None
-    for layer in viewer.layers:
-        shown, of = layers.slide_of(layer), section_layers.fingerprint_of(layer)
-        if shown is None and of is None:
-            continue
-        layer.visible = slide.fingerprint == (of if shown is None else shown.fingerprint)
-        if shown is not None and layer.visible:
-            found = layer
-    if found is not None:
-        return found
-    from napari_peka.io.slide import open_slide
-
-    # an own handle: the layer stays when its section is closed
-    data, settings, _ = layers.slide_layer(open_slide(slide.path, mpp=slide.mpp))
-    layer = viewer.add_image(data, **settings)
-    viewer.layers.move(viewer.layers.index(layer), 0)
-    layers.show_scale_bar(viewer)
-    return layer
 
 
 def spots_layer_of(viewer: Any, name: str) -> Any:

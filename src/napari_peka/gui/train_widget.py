@@ -13,18 +13,19 @@ from superqt import QCollapsible
 
 from napari_peka.config import RefitConfig, TrainConfig
 from napari_peka.core.child import RemoteProgress, run_in_child
-from napari_peka.core.errors import PekaError, SettingError
+from napari_peka.core.errors import SettingError
 from napari_peka.core.progress import JobProgress, human_time
 from napari_peka.gui import section_layers
 from napari_peka.gui.aside import Aside
 from napari_peka.gui.choosers import DOCK_WIDTH, Snug, notice, scrolled
-from napari_peka.gui.learning_view import LearningView, show_slide, spots_layer_of
+from napari_peka.gui.learning_view import LearningView, spots_layer_of
 from napari_peka.gui.nudge_panel import NudgePanel
 from napari_peka.gui.outcome_panel import OutcomePanel, outcome_words
 from napari_peka.gui.refit_panel import RefitPanel, free_name
 from napari_peka.gui.run_panel import RunPanel
 from napari_peka.gui.section_files import asked
 from napari_peka.gui.section_panel import SectionPanel
+from napari_peka.gui.section_slides import SectionSlides
 from napari_peka.gui.session import OpenSection, session_of
 from napari_peka.gui.train_form import TrainForm
 from napari_peka.workflows.lesson import Lesson, Speed, extent_of, give_lesson, measure_speed, seconds_needed
@@ -52,6 +53,7 @@ class TrainWidget(QWidget):
         self._remote: dict[str, RemoteProgress] = {}
         self._speeds: dict[str, Speed] = {}
         self._checking = Aside(self)
+        self.slides = SectionSlides(napari_viewer, self)
         self._build()
         self._sections_changed()
 
@@ -80,6 +82,8 @@ class TrainWidget(QWidget):
         self.again_button = QPushButton("Begin anew")
         self.again_button.setToolTip("Throw away the unfinished training, or the model, of this name")
         self.view = LearningView(self.viewer, self.session)
+        self.view.slide_wanted.connect(self.slides.show)
+        self.slides.failed.connect(self.panel.fail)
         self.outcome = OutcomePanel(self.session)
         self.refit = RefitPanel(self.viewer, self.session)
         self._lay_out()
@@ -155,13 +159,8 @@ class TrainWidget(QWidget):
 
     def show_section(self, item: OpenSection) -> None:
         """Show a section's image, and its spots over it."""
-        try:
-            show_slide(self.viewer, item)
-        except PekaError as e:
-            self.panel.fail(e)
-            return
         self._show_spots(item)
-        self.viewer.reset_view()
+        self.slides.show(item)
 
     def _show_spots(self, item: OpenSection) -> None:
         if (old := spots_layer_of(self.viewer, item.section.section_id)) is not None:
