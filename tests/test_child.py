@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +31,21 @@ def waits(progress):
     progress.advance()
     while True:
         progress.advance(0)
+
+
+def ends_when_asked(progress):
+    progress.stage("turning", 10_000)
+    n = 0
+    while not progress.end_asked.is_set():
+        n += 1
+        progress.advance()
+        time.sleep(0.005)
+    return n
+
+
+def says_nothing(progress):
+    progress.event(os.getpid())
+    time.sleep(600)
 
 
 def bad_input(progress):
@@ -77,3 +96,82 @@ def test_a_bug_is_named():
 def test_a_killed_job_is_an_error_here():
     with pytest.raises(ChildFailed, match="SIGKILL"):
         run_in_child(dies)
+
+
+def test_a_job_can_be_paused_and_ended_early():
+    progress, there = JobProgress(), []
+
+    def hold():
+        while progress.snapshot().done < 5:
+            time.sleep(0.01)
+        there[0].paused.set()
+        time.sleep(0.5)
+        before = progress.snapshot().done
+        time.sleep(0.3)
+        there.append(progress.snapshot().done - before)
+        there[0].end_asked.set()
+        there[0].paused.clear()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert run_in_child(ends_when_asked, progress=progress, on_start=there.append) >= 5
+    thread.join()
+    assert there[1] == 0  # nothing was done in the pause
+
+
+def test_a_stop_reaches_a_job_that_is_paused():
+    progress, there = JobProgress(), []
+
+    def stop(remote):
+        remote.paused.set()
+        threading.Timer(0.5, progress.cancel).start()
+        there.append(remote)
+
+    with pytest.raises(Cancelled):
+        run_in_child(waits, progress=progress, on_start=stop)
+
+
+def test_a_job_that_says_nothing_is_ended_in_time():
+    progress, pids = JobProgress(), []
+
+    def heard(pid):
+        pids.append(pid)
+        progress.cancel()
+
+    began = time.monotonic()
+    with pytest.raises(Cancelled):
+        run_in_child(says_nothing, progress=progress, on_event=heard, patience_s=0.5)
+    assert time.monotonic() - began < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_nothing_outlives_a_killed_parent(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_child import says_nothing\n"
+        "from napari_peka.core.child import run_in_child\n"
+        "run_in_child(says_nothing, on_event=lambda pid: print(pid, flush=True))"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(f"if __name__ == '__main__':\n    {code.replace(chr(10), chr(10) + '    ')}\n")
+    parent = subprocess.Popen([sys.executable, script, str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True)
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(100):
+        if not _lives(pid):
+            return
+        time.sleep(0.1)
+    pytest.fail("the job's process is still there")
+
+
+def _lives(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0]
+    return state != "Z"  # one that nobody waits for is dead all the same

@@ -24,7 +24,7 @@ from napari_peka.models.trunk import drop_patches, split
 from napari_peka.training.augment import Augment
 from napari_peka.training.batches import TileBatches, trunk_batches
 from napari_peka.training.distill import fit
-from napari_peka.training.learner import Learner, Pairs
+from napari_peka.training.learner import Learner, Pairs, Watch
 from napari_peka.training.loop import STATE_FILE
 
 N, D, K = 48, 3, 4
@@ -312,7 +312,12 @@ def test_two_processes_learn_what_one_does(tmp_path):
         setup.batches.augment = Augment(False, 0, 0)
     seen, progress = [], JobProgress()
     history = one.fit()
-    shared = two.fit(on_epoch=lambda h, e: seen.append((len(h.epochs), e.shape)), progress=progress)
+    looks = []
+    shared = two.fit(
+        on_epoch=lambda h, e: seen.append((len(h.epochs), e.shape)), watch=Watch(np.arange(40, N), pairs().targets),
+        on_look=looks.append, progress=progress,
+    )  # fmt: skip
+    assert [(look.epoch, look.predicted.shape) for look in looks] == [(0, (8, D)), (1, (8, D)), (2, (8, D))]
     assert seen == [(1, (12, 48)), (2, (12, 48))]
     assert progress.snapshot().done == 72
     assert shared.epochs[-1].val_loss == pytest.approx(history.epochs[-1].val_loss, abs=1e-3)

@@ -231,7 +231,13 @@ class TestManifest:
 
     def test_docks_have_their_names_and_order(self):
         names = [w.display_name for w in self.manifest().contributions.widgets]
-        assert names == ["Slide", "Predict expression", "Explore expression", "Check against spots"]
+        assert names == [
+            "Slide",
+            "Predict expression",
+            "Explore expression",
+            "Train on paired sections",
+            "Check against spots",
+        ]
 
     def test_patterns_are_those_of_the_reader(self):
         (reader,) = self.manifest().contributions.readers

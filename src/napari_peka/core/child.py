@@ -6,6 +6,7 @@ The job reports through the same :class:`Progress`; it is stopped the same way.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
 import signal
 import threading
@@ -20,6 +21,7 @@ from napari_peka.core.progress import NULL, Cancelled, Progress
 
 T = TypeVar("T")
 OnEvent = Callable[[Any], None]
+OnStart = Callable[["RemoteProgress"], None]
 #: seconds between two reports of a job: a viewer draws ten a second, more only fill the pipe
 _EVERY_S = 0.05
 #: seconds that a job gets to stop by itself
@@ -45,6 +47,8 @@ class RemoteProgress:
         self.stopped: Any = context.Event()
         #: for jobs that can end early and well
         self.end_asked: Any = context.Event()
+        #: while it is set the job waits at its next report
+        self.paused: Any = context.Event()
         self._waiting, self._metrics, self._sent = 0, {}, 0.0  # type: tuple[int, dict[str, float], float]
 
     def stage(self, name: str, total: int | None = None, done: int = 0) -> None:
@@ -86,6 +90,9 @@ class RemoteProgress:
         self._waiting, self._metrics, self._sent = 0, {}, time.monotonic()
 
     def _stop_if_asked(self) -> None:
+        while self.paused.is_set() and not self.stopped.is_set():
+            self._flush()  # what was done before the pause is shown
+            time.sleep(_EVERY_S)
         if self.stopped.is_set():
             raise Cancelled("stopped")
 
@@ -139,8 +146,9 @@ class Relay:
 
 
 def run_in_child(
-    function: Callable[..., T], *args: Any, progress: Progress = NULL, on_event: OnEvent | None = None, **kwargs: Any
-) -> T:
+    function: Callable[..., T], *args: Any, progress: Progress = NULL, on_event: OnEvent | None = None,
+    on_start: OnStart | None = None, patience_s: float = _PATIENCE_S, **kwargs: Any
+) -> T:  # fmt: skip
     """Call ``function(*args, progress=..., **kwargs)`` in a new process and return what it returns.
 
     Parameters
@@ -151,6 +159,10 @@ def run_in_child(
         Where the job's reports go, called in a thread of this process.
     on_event
         Called with each value that the job gives to ``progress.event``.
+    on_start
+        Called with what the job reports to, once its process runs: to pause it, or to ask for an early end.
+    patience_s
+        Seconds that a stopped job gets to end by itself before its process is ended.
 
     Raises
     ------
@@ -163,20 +175,31 @@ def run_in_child(
     remote = RemoteProgress(context)
     process = context.Process(target=_work, args=(remote, function, args, kwargs), name="peka-job", daemon=True)
     process.start()
+    stopped = False
     with Relay(remote, progress, on_event) as relay:
+        if on_start is not None:
+            on_start(remote)
         while process.is_alive() and relay.last is None:
             process.join(0.05)
-            if relay.error is not None:
-                process.join(_PATIENCE_S)
+            # a job that says nothing for long, as while it imports, hears of a stop too
+            stopped = getattr(progress, "cancelled", False) is True
+            if relay.error is not None or stopped:
+                remote.stopped.set()
+                process.join(patience_s)
                 break
     if process.is_alive():
-        process.join(_PATIENCE_S)
+        process.join(0 if stopped else patience_s)
         process.terminate()
+    process.join(patience_s)
+    if process.is_alive():
+        process.kill()
     process.join()
     code = process.exitcode
     process.close()
     if relay.error is not None:
         raise relay.error
+    if relay.last is None and stopped:
+        raise Cancelled("stopped")
     if relay.last is None:
         raise ChildFailed(f"the job's process ended without a word ({_why(code)})")
     if relay.failed is not None:
@@ -187,10 +210,18 @@ def run_in_child(
 
 def _work(remote: RemoteProgress, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the parent says what to do
+    threading.Thread(target=_end_with_the_parent, name="peka-parent", daemon=True).start()
     try:
         remote.done(function(*args, progress=remote, **kwargs))
     except BaseException as e:  # noqa: BLE001 - goes back to the parent
         remote.fail(e)
+
+
+def _end_with_the_parent() -> None:
+    """Leave no process behind when the one that started this was killed."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _rebuilt(name: str, text: str) -> BaseException:

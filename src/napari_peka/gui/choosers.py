@@ -75,6 +75,15 @@ class Text(QLabel):
         self._later.start()
 
 
+class Snug(Text):
+    """Words that take no more room than they need, in panels within panels: these guess a wrapped label's height."""
+
+    def _fit(self) -> None:
+        if self.isVisible():
+            self.setMinimumHeight(0)  # a label never asks for less than it was given before
+            self.setFixedHeight(max(0, self.heightForWidth(self.width())))
+
+
 def notice(page: str = "") -> QLabel:
     """Return the line that every dock carries, with a link to a place in the documentation where one is named."""
     label = QLabel(RESEARCH_USE)

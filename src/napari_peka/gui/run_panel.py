@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
-from qtpy.QtCore import QTimer, Signal
+from qtpy.QtCore import QObject, QTimer, Signal
 from qtpy.QtWidgets import QHBoxLayout, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
 from napari_peka.core.errors import PekaError
@@ -91,8 +90,8 @@ class RunPanel(QWidget):
         self.title = title
         self._mirrored = viewer is not None
         self._here: dict[str, _Work] = {}
-        # no bound method: it must still work while this widget is being destroyed
-        self.destroyed.connect(partial(_abandon, self._here))
+        # no method of this widget's own: it must still work while that is being destroyed
+        self.destroyed.connect(_Guard(self._here).leave)
         self._mirror: _Mirror | None = None
         self.run_button = QPushButton(title)
         self.cancel_button = QPushButton("Cancel")
@@ -258,6 +257,21 @@ class _Mirror:
         return self._title
 
 
-def _abandon(here: dict[str, _Work], *_: object) -> None:
-    if work := here.get("work"):
-        work.leave()
+class _Guard(QObject):
+    """Stops a panel's job when the panel is destroyed without having been closed, as with its viewer.
+
+    A thing of Qt's that lives by itself: a plain function with arguments would be freed by Qt while it calls it.
+    """
+
+    _all: ClassVar[set[_Guard]] = set()
+
+    def __init__(self, here: dict[str, _Work]) -> None:
+        super().__init__()
+        self._here = here
+        self._all.add(self)
+
+    def leave(self, *_: object) -> None:
+        """Stop the job and wait for it."""
+        if work := self._here.get("work"):
+            work.leave()
+        self._all.discard(self)

@@ -35,10 +35,13 @@ class OpenSection:
         The section.
     request
         Arguments of :func:`napari_peka.read_section` besides the path, as they were given: to read it again.
+    given
+        The same before its spots were moved by hand; None: they were not.
     """
 
     section: Section
     request: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] | None = None
 
 
 class Session:

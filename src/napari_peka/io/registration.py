@@ -119,18 +119,37 @@ def check_registration(slide: Slide, centre_yx: FloatArray, totals: FloatArray, 
     spot_px
         Diameter of a spot, level-0 px.
     """
-    density, tissue = tissue_density(slide.thumbnail(THUMBNAIL_PX))
-    scale = slide.shape[0] / density.shape[0], slide.shape[1] / density.shape[1]
-    mask, dark = Raster(tissue, scale), Raster(density, scale)
-    # narrower than a pixel of the thumbnail a spot would be read from between the pixels
-    side = max(spot_px, *scale)
-    frames = orientations(centre_yx, slide.shape)
-    yx = np.concatenate([yx for _, yx in frames])  # all at once: the raster is summed up anew for each call
-    rects = np.column_stack([yx - side / 2, np.full_like(yx, side)])
-    on = (mask.fraction(rects) >= _ON).reshape(len(frames), -1)
-    under = dark.fraction(rects).reshape(len(frames), -1)
-    found = [Orientation(name, float(on[i].mean()), spearman(totals, under[i])) for i, (name, _) in enumerate(frames)]
-    return Registration(tuple(found), len(centre_yx))
+    return TissueFit(slide).check(centre_yx, totals, spot_px)
+
+
+class TissueFit:
+    """Where an image has tissue, looked for once: to ask again and again how well spots lie on it.
+
+    Parameters
+    ----------
+    slide
+        The image.
+    """
+
+    def __init__(self, slide: Slide) -> None:
+        density, tissue = tissue_density(slide.thumbnail(THUMBNAIL_PX))
+        self._shape = slide.shape
+        self._scale = slide.shape[0] / density.shape[0], slide.shape[1] / density.shape[1]
+        self._mask, self._dark = Raster(tissue, self._scale), Raster(density, self._scale)
+
+    def check(self, centre_yx: FloatArray, totals: FloatArray, spot_px: float) -> Registration:
+        """Measure how spots and tissue agree; see :func:`check_registration`."""
+        # narrower than a pixel of the thumbnail a spot would be read from between the pixels
+        side = max(spot_px, *self._scale)
+        frames = orientations(centre_yx, self._shape)
+        yx = np.concatenate([yx for _, yx in frames])  # all at once: the raster is summed up anew for each call
+        rects = np.column_stack([yx - side / 2, np.full_like(yx, side)])
+        on = (self._mask.fraction(rects) >= _ON).reshape(len(frames), -1)
+        under = self._dark.fraction(rects).reshape(len(frames), -1)
+        found = [
+            Orientation(name, float(on[i].mean()), spearman(totals, under[i])) for i, (name, _) in enumerate(frames)
+        ]
+        return Registration(tuple(found), len(centre_yx))
 
 
 def orientations(centre_yx: FloatArray, shape: tuple[int, int]) -> list[tuple[str, FloatArray]]:

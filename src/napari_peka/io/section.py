@@ -69,6 +69,8 @@ class Section:
         What a manifest says of its use ("train", "test", …); empty when nothing.
     patient_named
         Whether somebody said whose it is.
+    placed_by
+        Affine ``(2, 3)`` that put the files' (x, y) into level-0 pixels; None where nobody knows it.
     """
 
     section_id: str
@@ -83,6 +85,7 @@ class Section:
     registration: Registration | None = None
     split: str = ""
     patient_named: bool = True
+    placed_by: FloatArray | None = None
 
     @property
     def centre_yx(self) -> FloatArray:
@@ -191,6 +194,8 @@ def read_section(
         if fit is not None and not fit.exact:
             placed.warnings.append(fit.said(placed.mpp))
         result = _assemble(found, joined, placed, path, section, patient)
+        scaled = np.array([[placed.scale, 0.0, 0.0], [0.0, placed.scale, 0.0]])
+        result.placed_by = scaled if fit is None else fit.affine
     except BaseException:
         placed.slide.close()
         raise
@@ -342,7 +347,7 @@ def _name_apart(sections: list[Section], entries: list[Entry]) -> None:
         old = section.section_id
         if entry.section is None and old in taken:
             number = next(n for n in itertools.count(2) if f"{old}-{n}" not in taken)
-            _rename(section, f"{old}-{number}")
+            rename(section, f"{old}-{number}")
             section.warnings.append(f"another section is named {old} too: this one, {section.path}, is {old}-{number}")
         taken.add(section.section_id)
 
@@ -359,7 +364,8 @@ def _refuse_copies(sections: list[Section]) -> None:
             )
 
 
-def _rename(section: Section, name: str) -> None:
+def rename(section: Section, name: str) -> None:
+    """Call a section otherwise, before its spots are used."""
     old = section.section_id
     section.adata.uns["spatial"] = {name: section.adata.uns["spatial"][old]}
     section.section_id = name

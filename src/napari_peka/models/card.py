@@ -37,6 +37,7 @@ _FEATURES = {
 #: what simpler models, and a model before its head was refitted, are called
 BASELINE_NAMES = {
     "train_mean": "training mean", "colour": "colour alone", "position": "position alone", "before": "the model before",
+    "frozen": "the encoder untrained",
 }  # fmt: skip
 #: a difference in mean PCC below this is none
 TIE = 0.005

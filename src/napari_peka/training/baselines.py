@@ -19,6 +19,8 @@ FloatArray = npt.NDArray[np.floating]
 BASELINES = ("train_mean", "colour", "position")
 #: what is fitted nowhere here: a model as it was before its head was refitted
 BEFORE = "before"
+#: of a model that was trained: its encoder as it was, read out in the same way
+FROZEN = "frozen"
 COLOUR_NAMES = ("red mean", "green mean", "blue mean", "red sd", "green sd", "blue sd")
 PLACE_NAMES = ("y", "x", "y²", "x²", "yx", "edge distance", "log edge distance", "density near", "density around")
 #: tiles read at once: 224 px tiles are then 40 MB as float32

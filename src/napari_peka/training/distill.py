@@ -19,7 +19,7 @@ from napari_peka.core.errors import DeviceError, TrainingError
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.models._torchvision import ensure_torchvision
 from napari_peka.training import losses
-from napari_peka.training.learner import Batches, History, Learner, OnEpoch, Pairs
+from napari_peka.training.learner import Batches, History, Learner, Look, OnEpoch, OnLook, Pairs, Watch
 from napari_peka.training.loop import Loop
 
 #: weights stay float32 in all of them
@@ -42,6 +42,8 @@ def fit(
     resume: bool = False,
     finish: bool = False,
     on_epoch: OnEpoch | None = None,
+    watch: Watch | None = None,
+    on_look: OnLook | None = None,
     progress: Progress = NULL,
 ) -> History:
     """Train the learner's trainable weights in place.
@@ -66,6 +68,9 @@ def fit(
         With `resume`: train no more, keep what the checkpoint has.
     on_epoch
         See :data:`OnEpoch`.
+    watch, on_look
+        Spots that are looked at before training and after each epoch, and who is shown what they say; it costs one more
+        pass over these spots an epoch, and nothing where nobody watches.
     progress
         Counts tiles. When it raises :class:`Cancelled` the checkpoint of the last whole epoch stays.
 
@@ -80,15 +85,22 @@ def fit(
     """
     if config.devices > 1:
         _fit_on_many(
-            config.devices, device, dtype, on_epoch, progress,
-            (learner, encoder, batches, pairs, config, folder), {"title": title, "resume": resume, "finish": finish},
+            config.devices, device, dtype, on_epoch, on_look, progress,
+            (learner, encoder, batches, pairs, config, folder, watch if on_look else None),
+            {"title": title, "resume": resume, "finish": finish},
         )  # fmt: skip
         resume = finish = True  # what the devices learnt is in the checkpoint
-    loop = Loop(_fabric(device, dtype), learner, encoder, batches, pairs, config, folder)
-    return _train(loop, title, resume, finish, on_epoch, progress)
+        watch = on_look = None  # and was looked at there
+    loop = Loop(_fabric(device, dtype), learner, encoder, batches, pairs, config, folder, watch if on_look else None)
+    return _train(loop, title, resume, finish, on_epoch, on_look, progress)
 
 
-def _train(loop: Loop, title: str, resume: bool, finish: bool, on_epoch: OnEpoch | None, progress: Progress) -> History:
+def _train(
+    loop: Loop, title: str, resume: bool, finish: bool, on_epoch: OnEpoch | None, on_look: OnLook | None,
+    progress: Progress,
+) -> History:  # fmt: skip
+    if on_look is not None and (before := loop.look_before(progress)) is not None:
+        on_look(before)
     if resume:
         loop.load()
     first, per_epoch, epochs = len(loop.history.epochs), len(loop.pairs.train), loop.config.epochs
@@ -101,6 +113,8 @@ def _train(loop: Loop, title: str, resume: bool, finish: bool, on_epoch: OnEpoch
             # the best and the reason to stop are in the checkpoint: a resumed run ends where this one would
             loop.judge(on_epoch)
             loop.save()
+            if on_look is not None and loop.look is not None:
+                on_look(loop.look)
     loop.keep()
     return loop.history
 
@@ -112,7 +126,8 @@ def _fabric(device: torch.device, dtype: torch.dtype, **many: Any) -> Fabric:
 
 
 def _fit_on_many(
-    n: int, device: torch.device, dtype: torch.dtype, on_epoch: OnEpoch | None, progress: Progress,
+    n: int, device: torch.device, dtype: torch.dtype, on_epoch: OnEpoch | None, on_look: OnLook | None,
+    progress: Progress,
     parts: tuple[Any, ...], how: dict[str, Any],
 ) -> None:  # fmt: skip
     """Train in one process a device; what they learn comes back in the checkpoint."""
@@ -127,8 +142,11 @@ def _fit_on_many(
     strategy = DDPStrategy(start_method="spawn", find_unused_parameters=unused)
     fabric = _fabric(device, dtype, devices=n, strategy=strategy)
 
-    def heard(event: tuple[History, Any]) -> None:
-        if on_epoch is not None and on_epoch(*event) is False:
+    def heard(event: Look | tuple[History, Any]) -> None:
+        if isinstance(event, Look):
+            if on_look is not None:
+                on_look(event)
+        elif on_epoch is not None and on_epoch(*event) is False:
             remote.end_asked.set()
 
     failure: BaseException | None = None
@@ -177,7 +195,11 @@ def _one_of_many(fabric: Fabric, remote: RemoteProgress, parcel: _Parcel, how: d
 
     try:
         loop = Loop(fabric, learner, encoder, *others)
-        _train(loop, how["title"], how["resume"], how["finish"], tell if first else None, remote if first else NULL)
+        watched = first and loop.watch is not None
+        _train(
+            loop, how["title"], how["resume"], how["finish"], tell if first else None,
+            remote.event if watched else None, remote if first else NULL,
+        )  # fmt: skip
     except BaseException as e:
         if first:
             remote.fail(e)

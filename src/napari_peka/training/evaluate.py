@@ -20,7 +20,7 @@ import pandas as pd
 from napari_peka.core import files
 from napari_peka.core.errors import SettingError, StoreError, UnknownName, near_names
 from napari_peka.models.card import TIE
-from napari_peka.training.baselines import BEFORE
+from napari_peka.training.baselines import BEFORE, FROZEN
 from napari_peka.training.scoring import Measured, Scoreboard, gene_columns, part_columns, score_parts, summarise
 
 #: version of ``report.json``; keys may be added under one version, never renamed
@@ -320,10 +320,13 @@ def _warnings(
     for name, scores in summary["baselines"].items():
         other = scores["pcc_hvg50"]["mean"]
         if other > mine - TIE:
-            who = "the model as it was before" if name == BEFORE else f"the baseline {name}"
+            own = {BEFORE: "the model as it was before", FROZEN: "the encoder without any training"}
+            who = own.get(name, f"the baseline {name}")
             worse = other > mine + TIE
             if name == BEFORE:
                 found = "the refit made it worse" if worse else "the refit has gained nothing in PCC"
+            elif name == FROZEN:
+                found = "training made it worse" if worse else "training has gained nothing in PCC"
             else:
                 found = "the model is worse than that" if worse else "the model has learnt no more than that"
             yield f"{who} scores {other:.3f} and the model {mine:.3f} (PCC, HVG50): {found}"

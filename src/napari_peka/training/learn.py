@@ -27,7 +27,7 @@ from napari_peka.training import losses, splits
 from napari_peka.training.augment import Augment
 from napari_peka.training.batches import TileBatches, trunk_batches
 from napari_peka.training.distill import fit
-from napari_peka.training.learner import Batches, History, Learner, OnEpoch, Pairs
+from napari_peka.training.learner import Batches, History, Learner, OnEpoch, OnLook, Pairs, Rows, Watch
 from napari_peka.training.paired import Paired
 from napari_peka.training.pseudo_labels import PseudoLabels, Scaling, centred_by_section, fit_pseudo_labels
 from napari_peka.training.teacher import Expression, make_teacher
@@ -117,6 +117,12 @@ def rehearse(config: TrainConfig) -> None:
         split(encoder.requires_grad_(False), config.last_blocks)
 
 
+def untrained(config: TrainConfig) -> Learnt:
+    """Return the encoder as it was published: what a training is to be better than."""
+    card = card_of(config)
+    return Learnt(load_encoder(card), None, card, AdapterSpec("none"), {}, History(), {})
+
+
 def wanted_adapter(config: TrainConfig) -> AdapterSpec:
     """Return the adapter as the settings say it, with what they leave open."""
     return AdapterSpec(config.adapter, config.rank, config.target, dict(config.adapter_options), config.last_blocks)
@@ -173,6 +179,8 @@ def learn(
     resume: bool = False,
     finish: bool = False,
     on_epoch: OnEpoch | None = None,
+    watch: Watch | None = None,
+    on_look: OnLook | None = None,
     progress: Progress = NULL,
 ) -> Learnt:
     """Adapt an encoder to the teacher on the training spots.
@@ -195,7 +203,7 @@ def learn(
         What :func:`teach` gave for the same spots and settings, where somebody has it; None: asked here.
     title
         What the stage's name ends in.
-    resume, finish, on_epoch, progress
+    resume, finish, on_epoch, watch, on_look, progress
         See :func:`napari_peka.training.distill.fit`.
 
     Returns
@@ -204,6 +212,7 @@ def learn(
     """
     card = card_of(config)
     encoder = load_encoder(card)
+    watch = watch if on_look is not None else None
     spec = resolve_adapter(encoder, wanted_adapter(config))
     record: dict[str, Any] = {"adapter": dataclasses.asdict(spec)}
     if spec.kind == "none":
@@ -217,12 +226,15 @@ def learn(
     said = f"training {share:.1%} of {card.name} ({spec.kind}{f', rank {spec.rank}' if spec.rank else ''})"
     torch.manual_seed(config.seed)
     translate = translate_mlp([card.dim, HIDDEN, taught.embedding.shape[1]])
-    body, batches = _body(encoder, card, paired, config, pairs, folder, device, dtype, progress)
+    shown = pairs.validation
+    if watch is not None and watch.rows is not None:
+        shown = np.union1d(shown, watch.rows)
+    body, batches = _body(encoder, card, paired, config, pairs.train, shown, folder, device, dtype, progress)
     n_genes = pairs.targets.shape[1] if set(config.terms) & set(losses.GENE_TERMS) else 0
     learner = Learner(body, translate, taught.pseudo.classifier, card.dim, n_genes, counted="nb" in config.terms)
     history = fit(
         learner, encoder, batches, pairs, config, title=said + title, folder=folder, device=device, dtype=dtype,
-        resume=resume, finish=finish, on_epoch=on_epoch, progress=progress,
+        resume=resume, finish=finish, on_epoch=on_epoch, watch=watch, on_look=on_look, progress=progress,
     )  # fmt: skip
     learner.cpu()
     encoder.cpu()
@@ -265,8 +277,8 @@ def _pairs(
 
 
 def _body(
-    encoder: nn.Module, card: EncoderCard, paired: Paired, config: TrainConfig, pairs: Pairs, folder: Path,
-    device: torch.device, dtype: torch.dtype, progress: Progress,
+    encoder: nn.Module, card: EncoderCard, paired: Paired, config: TrainConfig, train: Rows, plain: Rows,
+    folder: Path, device: torch.device, dtype: torch.dtype, progress: Progress,
 ) -> tuple[nn.Module, Batches]:  # fmt: skip
     """Return what turns a batch into image embeddings, and where batches come from."""
     augment = Augment(config.dihedral, config.stain, config.light)
@@ -279,7 +291,7 @@ def _body(
     identity = f"{card.name} {card.sha256 or card.revision} {card.px} {card.mpp} last {config.last_blocks}"
     fingerprints = " ".join(s.fingerprint for s in paired.sections)
     batches = trunk_batches(
-        nn.Sequential(*first, normalise, front), paired.bank, pairs.train, pairs.validation,
+        nn.Sequential(*first, normalise, front), paired.bank, train, plain,
         n_views=config.cached_views, augment=augment, seed=config.seed, device=device, dtype=dtype,
         batch_size=config.batch_size, folder=folder, identity=f"{identity} {fingerprints}", progress=progress,
     )  # fmt: skip

@@ -141,5 +141,48 @@ class History:
     stopped: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class Watch:
+    """Spots that somebody looks at after each epoch. What they show decides nothing: no weight, no epoch.
+
+    Parameters
+    ----------
+    rows
+        Which spots; None: the validation rows.
+    expression
+        Of all ``n`` spots, in its unit, of the genes that are looked at, float32 ``(n, g)``; of the training rows
+        alone something is learnt.
+    """
+
+    rows: Rows | None
+    expression: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What a quick read-out says of the watched spots after an epoch.
+
+    Parameters
+    ----------
+    epoch
+        From 1; 0 is the encoder as it was before training.
+    rows
+        The watched spots.
+    predicted
+        float32 ``(len(rows), g)``, in the unit of what is watched.
+    val_pcc
+        Held-out PCC, as :class:`Epoch` has it.
+    entry
+        The line of the learning curve; None before training.
+    """
+
+    epoch: int
+    rows: Rows
+    predicted: npt.NDArray[np.float32]
+    val_pcc: float
+    entry: Epoch | None = None
+
+
+OnLook = Callable[[Look], None]
 #: called after each epoch with the curve so far and the embeddings of the validation rows; False ends the training
 OnEpoch = Callable[[History, npt.NDArray[np.float32]], bool | None]

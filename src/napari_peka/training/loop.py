@@ -35,7 +35,7 @@ from napari_peka.models.adapters import (
 from napari_peka.models.trunk import go_on_dropping
 from napari_peka.training import losses
 from napari_peka.training.gene_head import fit_head, pearson
-from napari_peka.training.learner import Batches, Epoch, History, Learner, OnEpoch, Pairs, Rows
+from napari_peka.training.learner import Batches, Epoch, History, Learner, Look, OnEpoch, Pairs, Rows, Watch
 
 STATE_FILE = "state.pt"
 #: components and penalty of the quick read-out that a learning curve is drawn from; not the head that is kept
@@ -51,8 +51,9 @@ class Loop:
 
     def __init__(
         self, fabric: Fabric, learner: Learner, encoder: nn.Module, batches: Batches, pairs: Pairs,
-        config: TrainConfig, folder: Path,
+        config: TrainConfig, folder: Path, watch: Watch | None = None,
     ) -> None:  # fmt: skip
+        self.watch, self.look = watch, None  # type: tuple[Watch | None, Look | None]
         self.fabric, self.device = fabric, fabric.device
         self.learner, self.encoder, self.batches, self.pairs, self.config = learner, encoder, batches, pairs, config
         self.path = folder / STATE_FILE
@@ -113,6 +114,48 @@ class Loop:
         entry = Epoch(epoch + 1, means.pop("loss"), val_loss, probe, self._lr(), rate, means)
         # each device has seen its own tiles; what is decided by these figures must be decided alike
         self.history.epochs.append(self.fabric.broadcast(entry) if world > 1 else entry)
+        self.look = self._look(seen, self.validation_embeddings, self.history.epochs[-1])
+
+    def look_before(self, progress: Progress) -> Look | None:
+        """Look at the watched spots with the encoder as it is before it learns; None where nobody watches."""
+        if self.watch is None or not self.fabric.is_global_zero:
+            return None
+        self.model.eval()
+        rng = np.random.default_rng([self.config.seed, self.config.epochs])  # a look at the tiles that no epoch has
+        progress.stage("looking at the encoder as it is", len(self.pairs.train))
+        seen = []
+        for at in range(0, len(self.pairs.train), self.config.batch_size):
+            rows = self.pairs.train[at : at + self.config.batch_size]
+            seen.append((rows, self._embed(self.batches.training(rows, rng))))
+            progress.advance(len(rows))
+        return self._look(seen, self._embed_plain(self.pairs.validation), None)
+
+    def _look(
+        self, seen: list[tuple[Rows, torch.Tensor]], validation: npt.NDArray[np.float32], entry: Epoch | None
+    ) -> Look | None:
+        if self.watch is None or not self.fabric.is_global_zero:
+            return None
+        rows = self.pairs.validation if self.watch.rows is None else self.watch.rows
+        if not len(rows):
+            return None
+        image = validation if self.watch.rows is None else self._embed_plain(rows)
+        at = np.concatenate([r for r, _ in seen])
+        head = fit_head(torch.cat([e for _, e in seen]).numpy(), self.watch.expression[at], **_PROBE)
+        predicted = (image @ head.weights + head.bias).astype(np.float32)
+        if entry is None:
+            return Look(0, rows, predicted, self._probe(seen, validation))
+        return Look(entry.epoch, rows, predicted, entry.val_pcc, entry)
+
+    def _embed_plain(self, rows: Rows) -> npt.NDArray[np.float32]:
+        size = self.config.batch_size
+        parts = [self._embed(self.batches.plain(rows[at : at + size])).numpy() for at in range(0, len(rows), size)]
+        return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+
+    @torch.no_grad()
+    def _embed(self, x: torch.Tensor) -> torch.Tensor:
+        # not through the wrapper that several devices share: one of them looks, the others do not
+        with self.fabric.autocast():
+            return self.learner.body(x.to(self.device)).float().cpu()
 
     def _report(self, progress: Progress, n: int, **metrics: float) -> None:
         """Count tiles; when somebody asks the first device to stop, all of them do."""

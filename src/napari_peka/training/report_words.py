@@ -12,13 +12,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from napari_peka.models.card import BASELINE_NAMES, TIE
-from napari_peka.training.baselines import BEFORE
+from napari_peka.training.baselines import BEFORE, FROZEN
 from napari_peka.training.targets import N_VARIABLE
 
 if TYPE_CHECKING:
     from napari_peka.training.evaluate import EvaluationReport
 
-_WAS, _BLIND = BASELINE_NAMES[BEFORE], ", which sees no structure of the tissue"
+_WAS, _BLIND = (BASELINE_NAMES[BEFORE], BASELINE_NAMES[FROZEN]), ", which sees no structure of the tissue"
 #: how a split in words begins when sections that are judged were trained on
 TRAINED_ON = "TRAINED ON"
 #: PCC from which a gene is called so; the words of the maps, see docs/concepts.md
@@ -150,7 +150,7 @@ def verdict(report: EvaluationReport) -> list[str]:
         said.append(
             f"It is {number(ahead)} above {name} ({number(baseline.mean)}), the best of the baselines."
             if ahead >= TIE
-            else f"It is not better than {name} ({number(baseline.mean)}){'' if name == _WAS else _BLIND}."
+            else f"It is not better than {name} ({number(baseline.mean)}){'' if name in _WAS else _BLIND}."
         )
     said.append(f"Split: {_sentence(report.split)}")
     return said

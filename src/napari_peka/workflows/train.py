@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -21,21 +22,30 @@ from napari_peka.models.archive import TENSOR_FILE
 from napari_peka.models.bundle import Model, read_bundle
 from napari_peka.models.card import CARD_FILE
 from napari_peka.models.spec import SPEC_FILE
+from napari_peka.training.baselines import FROZEN
 from napari_peka.training.evaluate import EvaluationReport, evaluate
+from napari_peka.training.metrics import nan_mean
 from napari_peka.training.paired import Paired, gather
 from napari_peka.training.scoring import Measured
+from napari_peka.training.splits import Fold
+from napari_peka.training.targets import N_VARIABLE
 from napari_peka.workflows import folds as part
 from napari_peka.workflows.outcome import Outcome, save_outcome
 from napari_peka.workflows.place import Workplace
 from napari_peka.workflows.spots import refuse_misplaced
+from napari_peka.workflows.watch import N_SHOWN, Part, Watcher, glance
 
 if TYPE_CHECKING:
     import torch
 
-    from napari_peka.training.learner import History, OnEpoch
+    from napari_peka.training.learner import History, Look, OnEpoch, OnLook, Watch
 
 REPORT, TENSORBOARD = "report", "tensorboard"
+#: in a working folder: that a training was ended early, and after how many epochs
+ENDED_FILE = "ended.json"
 WHOLE = "all spots"
+#: how a history says that somebody ended it
+ASKED = "asked to stop"
 #: what a bundle's folder holds
 OWN = (SPEC_FILE, TENSOR_FILE, CARD_FILE, REPORT)
 
@@ -50,6 +60,8 @@ def train(
     overwrite: bool = False,
     cache: Path | None = None,
     on_epoch: OnEpoch | None = None,
+    watcher: Watcher | None = None,
+    against_frozen: bool = False,
     progress: Progress = NULL,
 ) -> Model:
     """Learn a model from paired sections, judge it on what it did not see, and write both.
@@ -71,7 +83,13 @@ def train(
     cache
         Folder of what is kept to save time, such as cut tiles; None: the user's cache.
     on_epoch
-        Called after each epoch; see :func:`napari_peka.training.distill.fit`.
+        Called after each epoch; see :func:`napari_peka.training.distill.fit`. When it ends a training early, those
+        that follow it take as many epochs.
+    watcher
+        Is shown what is predicted of the left-out spots after each epoch; costs a pass over them, and decides nothing.
+    against_frozen
+        Judge the encoder as it was before training as well, with the same read-out, among the report's baselines; costs
+        one more pass over all spots.
     progress
         Where to report; raises :class:`Cancelled` to stop.
 
@@ -112,6 +130,7 @@ def train(
         )
         split = part.plan_split(paired, config.hold_out)
         walk = _Walk(paired, split, config, place.folder, device, dtype, finish, on_epoch, progress)
+        walk.watcher, walk.against_frozen = watcher, against_frozen and config.adapter != "none"
         held_out = [walk.fold(i) for i in range(len(split.folds))]
         final = walk.learn(WHOLE, np.ones(len(paired), bool)) if split.on_all else walk.last
         assert final is not None
@@ -173,26 +192,34 @@ class _Walk:
         self.ceilings = part.Ceilings(paired, self.goal, config.unit, seed=config.seed)
         self.curves: list[dict[str, Any]] = []
         self.last: Outcome | None = None
-        self.ended_after = 0
+        self.ended_after, self.begun = _ended(folder)
+        self.watcher: Watcher | None = None
+        self.against_frozen = False
+        self._published: npt.NDArray[np.float32] | None = None
         self._frozen: npt.NDArray[np.float32] | None = None
 
-    def learn(self, name: str, train: npt.NDArray[np.bool_]) -> Outcome:
+    def learn(self, name: str, train: npt.NDArray[np.bool_], test: npt.NDArray[np.bool_] | None = None) -> Outcome:
         """Train on a part, embed all spots, and fit the head."""
         from napari_peka.training.learn import learn
 
         variable = self.goal.variable(self.paired, train)
         config = self.config
-        if self.finish and self.ended_after:  # what was not begun is trained as long as what was ended, no longer
-            config = config.model_copy(update={"epochs": self.ended_after})
+        watch, on_look = self._watch(name, variable, test)
+        # what was not begun is trained as long as what was ended, no longer; what was begun keeps its plan
+        epochs = self.begun.setdefault(name, self.ended_after or config.epochs)
+        config = config.model_copy(update={"epochs": epochs})
+        if self.ended_after:
+            self._note_end()
         learnt = learn(
             self.paired, train, config, self.goal.y, variable, self.goal.columns,
             folder=part.checkpoint_folder(self.folder, name), device=self.device, dtype=self.dtype,
             title=f" on {name}" if name == WHOLE else f" without {name}", resume=True,
-            finish=self.finish, on_epoch=self._watched(name), progress=self.progress,
+            finish=self.finish, on_epoch=self._watched(name), watch=watch, on_look=on_look, progress=self.progress,
         )  # fmt: skip
-        if self.finish and len(learnt.history.epochs) < config.epochs:
+        ended = self.finish or learnt.history.stopped.startswith(ASKED)
+        if ended and 0 < len(learnt.history.epochs) < config.epochs:
             self.ended_after = len(learnt.history.epochs)
-            self.notes.append(f"training was ended after {self.ended_after} of {config.epochs} epochs")
+            self._note_end()
         features = self._frozen
         if features is None:
             features = part.embed_all(learnt, self.paired, self.config, self.device, self.dtype, progress=self.progress)
@@ -225,7 +252,7 @@ class _Walk:
         """Return the held-out spots of a fold; what a former run finished is read."""
         fold, kept = self.folds[number], self._kept(number)
         if kept is None or not self.split.on_all:
-            final = self.learn(fold.name, fold.train)
+            final = self.learn(fold.name, fold.train, fold.test)
             predicted = final.head(final.features)
             self.last = final
             self._keep(number, predicted[fold.test])
@@ -234,10 +261,68 @@ class _Walk:
             predicted[fold.test], curves = kept
             self.curves += curves
         baselines = part.baselines_of(self.goal, fold.train)
-        return part.measure(predicted, self.goal, self.paired, fold, self.config.seed, baselines, self.ceilings)
+        measured = part.measure(predicted, self.goal, self.paired, fold, self.config.seed, baselines, self.ceilings)
+        return self._beside_frozen(measured, fold) if self.against_frozen else measured
+
+    def _note_end(self) -> None:
+        said = {"after": self.ended_after, "begun": self.begun}
+        files.write_whole(self.folder / ENDED_FILE, json.dumps(said).encode())
+
+    def _beside_frozen(self, measured: list[Measured], fold: Fold) -> list[Measured]:
+        """Add what the encoder as it was says of the same spots, read out in the same way."""
+        from napari_peka.training.learn import untrained
+
+        config = self.config.model_copy(update={"adapter": "none", "features": "image"})
+        if self._published is None:
+            self._published = part.embed_all(
+                untrained(config), self.paired, config, self.device, self.dtype, progress=self.progress
+            )
+        head = part.read_out(self._published, self.goal, self.paired, fold.train, config, progress=self.progress)
+        out = []
+        for m in measured:
+            rows = np.flatnonzero(fold.test & (self.paired.section == m.section_id))
+            out.append(dataclasses.replace(m, baselines=m.baselines | {FROZEN: head(self._published[rows])}))
+        return out
+
+    def _watch(
+        self, name: str, variable: npt.NDArray[np.intp], test: npt.NDArray[np.bool_] | None
+    ) -> tuple[Watch | None, OnLook | None]:
+        """Return which spots are looked at while this part learns, and who is told."""
+        from napari_peka.training.learner import Watch
+
+        watcher = self.watcher
+        if watcher is None:
+            return None, None
+        of = len(self.folds) + self.split.on_all
+        number = of if test is None else [f.name for f in self.folds].index(name) + 1
+        wished = [self.goal.genes.index(g) for g in watcher.genes if g in self.goal.genes]
+        shown = np.array(list(dict.fromkeys([*variable[:N_SHOWN].tolist(), *wished])), np.intp)
+        rows = None if test is None else np.flatnonzero(test)
+        begun: list[Part] = []
+
+        def tell(look: Look) -> None:
+            if not begun:
+                at = look.rows
+                # known anyway once the held-out spots are scored
+                known = [] if rows is None else [
+                    self.ceilings.of(at[self.paired.section[at] == s])[shown]
+                    for s in dict.fromkeys(self.paired.section[at].tolist())
+                ]  # fmt: skip
+                attainable = nan_mean(np.stack(known), 0) if known else np.full(len(shown), np.nan)
+                begun.append(Part(
+                    name, number, of, tuple(self.goal.genes[i] for i in shown), self.config.unit,
+                    min(N_VARIABLE, len(variable)), self.paired.section[at], self.paired.centre_um[at],
+                    self.goal.y[np.ix_(at, shown)].astype(np.float16), attainable.astype(np.float32),
+                ))  # fmt: skip
+                watcher.begins(begun[0])
+            watcher.sees(glance(begun[0], look))
+
+        return Watch(rows, np.ascontiguousarray(self.goal.y[:, shown])), tell
 
     def report(self, held_out: list[list[Measured]], name: str) -> EvaluationReport:
         """Score what was held out."""
+        if self.ended_after:
+            self.notes.append(f"training was ended after {self.ended_after} of {self.config.epochs} epochs")
         hvg50 = {f.name: self.goal.hvg50(self.paired, f.train) for f in self.folds}
         return evaluate(
             [m for fold in held_out for m in fold], self.goal.genes, self.config.unit, hvg50=hvg50, model=name,
@@ -273,6 +358,15 @@ class _Walk:
         files.write_whole(folder / "held_out.safetensors", save({"predicted": np.ascontiguousarray(predicted)}))
         for cached in folder.glob("trunk-*.npy"):
             files.remove_tree(cached)
+
+
+def _ended(folder: Path) -> tuple[int, dict[str, int]]:
+    """Return after how many epochs a former run was ended early, 0 if it was not, and the epochs parts began with."""
+    try:
+        said = json.loads((folder / ENDED_FILE).read_text("utf-8"))
+        return int(said["after"]), {str(k): int(v) for k, v in said["begun"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 0, {}
 
 
 def _write_curves(curves: list[dict[str, Any]], folder: Path, report: Path) -> None:

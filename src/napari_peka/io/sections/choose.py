@@ -16,6 +16,37 @@ _KINDS = (
 )
 
 
+def find_sections(path: Path) -> list[Path]:
+    """Return the sections that a path stands for: itself, or those that lie in a folder, by their names.
+
+    A manifest among them is named alone: it says which sections are meant.
+
+    Raises
+    ------
+    SectionError
+        If there is none.
+    """
+    if not path.exists():
+        raise SectionError(f"there is no {path}; a section is {_KINDS}")
+    if not path.is_dir() or _is_section_folder(path):
+        return [path]
+    inside = sorted(path.iterdir())
+    if manifest := next((p for p in inside if p.name.lower() == "manifest.csv"), None):
+        return [manifest]
+    found = [
+        p for p in inside
+        if (p.is_dir() and _is_section_folder(p)) or (p.is_file() and (p.suffix.lower() == ".h5ad" or is_st(p)))
+    ]  # fmt: skip
+    if not found:
+        raise SectionError(f"the folder {path} holds no section; a section is {_KINDS}")
+    return found
+
+
+def _is_section_folder(path: Path) -> bool:
+    marks = ("zarr.json", ".zgroup", ".zattrs")
+    return find_outs(path) is not None or any((path / mark).is_file() for mark in marks)
+
+
 def read_found(path: Path, request: Request) -> Found:
     """Read a section's files.
 
