@@ -79,7 +79,7 @@ def corrected(item: OpenSection, change: Any) -> OpenSection:
     """
     old = item.section
     if change is None:
-        request = dict(item.given or item.request)
+        request = dict(item.request if item.given is None else item.given)
     else:
         before = IDENTITY if old.placed_by is None else old.placed_by
         request = item.request | {"affine": compose(np.asarray(change), before).tolist()}

@@ -44,10 +44,10 @@ class SectionSlides(QObject):
         self._hide_others(fingerprint)
         if any(_shows(x, fingerprint) for x in self.viewer.layers):
             self._opening.forget()
-            self.viewer.reset_view()
         else:
             slide = item.section.slide
             self._opening.ask(partial(_open, slide.path, slide.mpp))
+        self.viewer.reset_view()
 
     def _opened(self, slide: Any) -> None:
         if any(_shows(x, slide.fingerprint) for x in self.viewer.layers):
