@@ -28,6 +28,7 @@ from napari_peka.gui.gene_model import DIFFERENCE, MEASURES
 from napari_peka.gui.places import default_folder
 from napari_peka.gui.predict_widget import PredictWidget
 from napari_peka.gui.run_panel import TICK_MS, RunPanel
+from napari_peka.gui.session import session_of
 from napari_peka.gui.slide_widget import SlideWidget
 
 WAIT_MS = 60_000
@@ -742,6 +743,21 @@ def test_the_model_box(qtbot, bundle_folder, tmp_path, monkeypatch):
     box.activated.emit(browse)
     assert box.model() == str(bundle_folder), "nothing chosen: nothing changed"
     assert box.currentText() == bundle_folder.name
+
+
+def test_a_model_that_another_dock_chose_is_taken(viewer, qtbot, bundle_folder):
+    session = session_of(viewer)
+    dock = PredictWidget(viewer)
+    qtbot.addWidget(dock)
+    session.model = str(bundle_folder)  # as by "Use this model"
+    assert dock.model.model() == str(bundle_folder)
+    later = PredictWidget(viewer)
+    qtbot.addWidget(later)
+    assert later.model.model() == str(bundle_folder)
+    dock.model.setCurrentIndex(0)
+    dock.model.activated.emit(0)
+    assert session.model == "demo"
+    assert later.model.model() == "demo"
 
 
 def test_docks_are_slim_and_have_tooltips(viewer, qtbot):

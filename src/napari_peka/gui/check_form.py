@@ -51,6 +51,9 @@ _TIPS = {
     SIDE_BY_SIDE: "Slide, measured, predicted and difference in napari's grid; other layers are put aside meanwhile",
 }
 
+#: where the documentation tells of this dock
+HELP = "workbench/#check-against-spots"
+
 
 class CheckForm(QObject):
     """The widgets of the dock; it holds nothing of the dock but its place.
@@ -155,7 +158,14 @@ class CheckForm(QObject):
         column.addWidget(self.numbers)
         column.addWidget(self.scatter)
         column.addLayout(low)
-        for widget in (self.outline, self.found, self.meaning, self.panel, self.open_report, notice()):
+        for widget in (
+            self.outline,
+            self.found,
+            self.meaning,
+            self.panel,
+            self.open_report,
+            notice(HELP),
+        ):
             column.addWidget(widget)
         self.fail("")
 

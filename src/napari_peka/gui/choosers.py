@@ -225,6 +225,13 @@ class ModelChooser(QComboBox):
         self._last = str(path)
         self.refresh()
 
+    def take(self, name: str) -> None:
+        """Choose a model by its name or path, as another dock named it."""
+        if Path(name).exists():
+            self.add(Path(name))
+        else:
+            self._choose(name)
+
     def _choose(self, model: str) -> None:
         at = max(0, self.findData(model))
         self.setCurrentIndex(at)

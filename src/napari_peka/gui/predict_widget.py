@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from qtpy.compat import isalive
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
@@ -34,7 +35,9 @@ from napari_peka.gui.choosers import (
     with_button,
 )
 from napari_peka.gui.places import default_folder
+from napari_peka.gui.preferences import setting
 from napari_peka.gui.run_panel import RunPanel, run_summary
+from napari_peka.gui.session import session_of
 from napari_peka.io.slide import ALLOWED_MPP
 
 #: how many tiles lie side by side where without overlap one would
@@ -54,6 +57,7 @@ class PredictWidget(QWidget):
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
         self.viewer = napari_viewer
+        self.session = session_of(napari_viewer)
         #: what the job tells, waiting for the GUI thread
         self._news: deque[Callable[[], None]] = deque()
         self._blocks: deque[Any] = deque()
@@ -63,6 +67,7 @@ class PredictWidget(QWidget):
         self._default = ""
         self._build()
         self._slide_changed()
+        self._model_changed(self.session.model)
 
     # -- the form ------------------------------------------------------------------------------------------------
 
@@ -90,6 +95,7 @@ class PredictWidget(QWidget):
         self.device = slim(QComboBox())
         self.device.setEditable(True)
         self.device.addItems(["auto", "cpu", "cuda", "mps"])
+        self.device.setCurrentText(setting("predict", "device", "auto"))
         self.device.setToolTip("auto: the GPU when there is one; cuda:1 for the second")
         self.output = FolderField("Folder of the result, SLIDE.peka.zarr; an interrupted run resumes from it")
         self.note = Text()
@@ -98,6 +104,8 @@ class PredictWidget(QWidget):
         self.panel = RunPanel("Predict", self.viewer)
         self._lay_out()
         self.slide.changed.connect(self._slide_changed)
+        self.model.activated.connect(self._model_chosen)
+        self.session.model_changed.connect(self._model_changed)
         self.open_button.clicked.connect(self._browse_slide)
         self.output.edit.editingFinished.connect(self._folder_edited)
         self.panel.asked.connect(self.run)
@@ -124,7 +132,7 @@ class PredictWidget(QWidget):
         column.addLayout(form)
         column.addWidget(self.panel)
         column.addStretch(1)
-        column.addWidget(notice())
+        column.addWidget(notice("workbench/#predict-expression"))
 
     def _slide_changed(self) -> None:
         layer = self.slide.layer()
@@ -145,6 +153,14 @@ class PredictWidget(QWidget):
             self._default = str(folder)
             self.output.edit.setText(self._default)
             self._say_folder(note)
+
+    def _model_chosen(self, *_: object) -> None:
+        self.session.model = self.model.model()
+
+    def _model_changed(self, name: str) -> None:
+        """Take the model that another dock chose."""
+        if isalive(self) and name != self.model.model():
+            self.model.take(name)
 
     def _folder_edited(self) -> None:
         self._say_folder("")

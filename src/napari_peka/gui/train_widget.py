@@ -139,7 +139,7 @@ class TrainWidget(QWidget):
         column.addWidget(_title("Quick refit"))
         column.addWidget(self.refit)
         column.addStretch(1)
-        column.addWidget(notice())
+        column.addWidget(notice("workbench/#train-on-paired-sections"))
         self.view.hide()
 
     # -- sections ------------------------------------------------------------------------------------------------
