@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -18,12 +20,26 @@ if os.environ.get("CI"):
 GENES = ("ERBB2", "KRT8", "COL1A1", "MKI67", "CD3E")
 
 
+def pytest_configure(config):
+    """Give each process of a parallel run on a virtual screen one of its own: on a screen one window has the focus."""
+    if not (os.environ.get("PYTEST_XDIST_WORKER") and os.environ.get("DISPLAY") and shutil.which("Xvfb")):
+        return
+    read, write = os.pipe()
+    command = ["Xvfb", "-displayfd", str(write), "-screen", "0", "1280x1024x24", "-nolisten", "tcp"]
+    server = subprocess.Popen(command, pass_fds=(write,), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    os.close(write)
+    with os.fdopen(read) as said:
+        number = said.readline().strip()  # it says so once it is ready; nothing when it could not start
+    if number:
+        os.environ["DISPLAY"] = f":{number}"
+        config.add_cleanup(server.terminate)
+
+
 def pytest_collection_modifyitems(config, items):
-    """Keep a file's tests in one process, for what they share is made once; and all windows, for one has the focus."""
+    """Keep a file's tests in one process, for what they share is made once."""
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
-            name = item.path.stem
-            item.add_marker(pytest.mark.xdist_group("screen" if name.startswith("test_gui") else name))
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(autouse=True)
