@@ -10,7 +10,7 @@ pytest.importorskip("napari", reason="napari is not installed (pip install 'napa
 
 from napari.components import ViewerModel
 
-from napari_peka.gui import layers, preferences
+from napari_peka.gui import map_layers, preferences
 from napari_peka.gui.look import COLORMAPS
 from napari_peka.gui.session import session_of
 from napari_peka.io import cache
@@ -58,7 +58,7 @@ def test_new_maps_look_as_the_last_one(page, sample, tiny_model):
     preferences.remember("maps", "colormap", "viridis")
     preferences.remember("maps", "fade", False)
     preferences.remember("maps", "colormap", "jet")  # not on the page: nothing happens
-    assert layers.heatmap_layer(prediction, "KRT8")[1]["colormap"].name == "viridis"
+    assert map_layers.heatmap_layer(prediction, "KRT8")[1]["colormap"].name == "viridis"
     assert page.maps.colormap == "viridis"
 
 

@@ -16,7 +16,7 @@ from napari.components import ViewerModel
 
 import napari_peka as peka
 from napari_peka.core.errors import StoreError
-from napari_peka.gui import layers, region_layers
+from napari_peka.gui import layers, map_layers, region_layers
 from napari_peka.gui.look import Look
 from napari_peka.gui.session import OpenSection, session_of
 from napari_peka.gui.session_file import read_session, save_session, show_session
@@ -105,7 +105,7 @@ class TestFile:
         for data, settings, _ in [layers.slide_layer(slide)]:
             viewer.add_image(data, **settings)
         look = Look("viridis", False, (5.0, 95.0), locked=True, smooth=True, linear=True)
-        data, settings, _ = layers.heatmap_layer(peka.read_prediction(folder / "case.peka.zarr"), "KRT8", look)
+        data, settings, _ = map_layers.heatmap_layer(peka.read_prediction(folder / "case.peka.zarr"), "KRT8", look)
         layer = viewer.add_image(data, **settings)
         layer.opacity, layer.contrast_limits = 0.25, (0.5, 1.5)
         data, settings, _ = region_layers.regions_layer(slide, {"tumour": shapely.box(100, 200, 900, 800)})
@@ -131,7 +131,7 @@ class TestFile:
         heat = session_of(again).layer_of(prediction)
         before = next(x for x in viewer.layers if layers.gene_of(x))
         assert layers.gene_of(heat) == "KRT8"
-        assert layers.look_of(heat) == layers.look_of(before)
+        assert map_layers.look_of(heat) == map_layers.look_of(before)
         np.testing.assert_array_equal(heat.data, before.data)
         assert (heat.opacity, heat.contrast_limits, heat.name) == (0.25, [0.5, 1.5], before.name)
         assert heat.interpolation2d == "linear"
@@ -172,7 +172,7 @@ class TestFile:
     def test_a_map_that_was_never_written_is_said(self, sample, tiny_model, tmp_path):
         viewer = ViewerModel()
         with peka.open_slide(sample) as slide:
-            data, settings, _ = layers.heatmap_layer(peka.predict(slide, tiny_model), "KRT8")
+            data, settings, _ = map_layers.heatmap_layer(peka.predict(slide, tiny_model), "KRT8")
         viewer.add_image(data, **settings)
         [said] = save_session(session_of(viewer), tmp_path / "a")
         assert "cannot be brought back" in said
