@@ -830,10 +830,3 @@ def test_by_default_the_result_lies_beside_the_slide(tmp_path, sample, monkeypat
     folder, note = default_folder(tmp_path / "a.svs")
     assert folder.name == "napari-peka"
     assert "You may not write beside the slide" in note
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_is_left():
-    yield
-    gc.collect()
-    assert not threads()

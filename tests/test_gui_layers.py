@@ -240,8 +240,8 @@ class TestManifest:
         ]
 
     def test_patterns_are_those_of_the_reader(self):
-        (reader,) = self.manifest().contributions.readers
-        claimed = {p.removeprefix("*") for p in reader.filename_patterns}
+        (entry,) = self.manifest().contributions.readers
+        claimed = {p.removeprefix("*") for p in entry.filename_patterns}
         assert claimed == {*reader.SLIDE_ENDINGS, reader.RESULT_ENDING, reader.SESSION_ENDING}
         assert not claimed & {".tif", ".tiff", ".jpg", ".png"}
 

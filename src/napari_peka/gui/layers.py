@@ -28,15 +28,23 @@ KEY = "napari_peka"
 UM = ("µm", "µm")
 
 
-def slide_layer(slide: Slide) -> LayerTuple:
-    """Return a slide as a lazy layer, in µm when its resolution is known and in pixels when not."""
+def slide_layer(slide: Slide, tissue_threshold: float | None = None) -> LayerTuple:
+    """Return a slide as a lazy layer, in µm when its resolution is known and in pixels when not.
+
+    Parameters
+    ----------
+    slide
+        An open slide.
+    tissue_threshold
+        What a person chose for it; see :func:`tissue_threshold_of`.
+    """
     levels = slide.pyramid
     many = len(levels) > 1
     settings = {
         "name": slide.name,
         "rgb": True,
         "multiscale": many,
-        "metadata": {KEY: {"path": slide.path, "slide": slide}},
+        "metadata": {KEY: {"path": slide.path, "slide": slide, "tissue_threshold": tissue_threshold}},
         **slide_place(slide),
     }
     return (levels if many else levels[0]), settings, "image"
@@ -64,6 +72,34 @@ def tissue_layer(slide: Slide, tissue: Tissue) -> LayerTuple:
     return raster.data.astype(np.float32), settings, "image"
 
 
+def associated_layers(slide: Slide) -> list[LayerTuple]:
+    """Return a slide's label, macro and other small images as layers in a row above it, a quarter as wide."""
+    place, (_, width) = slide_place(slide), slide.shape
+    found: list[LayerTuple] = []
+    left = 0.0
+    for name in small_images(slide):
+        image = slide.associated_image(name)
+        zoom = width / 4 / image.shape[1]  # level-0 pixels a pixel
+        scale = np.multiply(place["scale"], zoom)
+        settings = {
+            "name": f"{name} of {slide.name}",
+            "scale": scale,
+            "translate": (-1.05 * image.shape[0] * scale[0], left),
+            "units": place["units"],
+            "rgb": True,
+            "multiscale": False,
+            "metadata": {KEY: {"associated": slide.fingerprint}},
+        }
+        left += 1.05 * image.shape[1] * scale[1]
+        found.append((image, settings, "image"))
+    return found
+
+
+def small_images(slide: Slide) -> list[str]:
+    """Return the names of what lies in a slide's file beside it, and is no overview of it."""
+    return [name for name in slide.associated if name.lower() != "thumbnail"]
+
+
 def slide_words(slide: Slide) -> str:
     """Return what a slide is: size, resolution and who says it, maker, levels; and what a person should know."""
     y, x = slide.shape
@@ -75,14 +111,13 @@ def slide_words(slide: Slide) -> str:
     else:
         size += "<br>it does not say how large a pixel is"
     n = len(slide.level_shapes)
-    kept = f"; {', '.join(slide.associated)} not shown" if slide.associated else ""
     said = "".join(f"<br>⚠ {w}" for w in slide.warnings)
-    return f"{size}<br>{slide.vendor}, {n} level{'s' * (n > 1)}{kept}{said}"
+    return f"{size}<br>{slide.vendor}, {n} level{'s' * (n > 1)}{said}"
 
 
 def set_resolution(layer: Any, slide: Slide) -> None:
     """Make an image layer the layer of `slide` and bring it from pixels to µm (or to another mpp)."""
-    layer.metadata[KEY] = {"path": slide.path, "slide": slide}
+    layer.metadata[KEY] = kept(layer) | {"path": slide.path, "slide": slide}
     for name, value in slide_place(slide).items():
         setattr(layer, name, value)
 
@@ -128,6 +163,17 @@ def slide_of(layer: Any) -> Slide | None:
     return found
 
 
+def tissue_threshold_of(layer: Any) -> float | None:
+    """Return the tissue threshold that a person chose for a slide's layer, as :func:`find_tissue` takes it; or None."""
+    found: float | None = kept(layer).get("tissue_threshold")
+    return found
+
+
+def set_tissue_threshold(layer: Any, threshold: float | None) -> None:
+    """Keep a tissue threshold with a slide's layer."""
+    layer.metadata[KEY]["tissue_threshold"] = threshold
+
+
 def image_path(layer: Any) -> Path | None:
     """Return the file of a layer that may be a slide: ours, or any RGB image that was opened from a file."""
     if slide := slide_of(layer):
@@ -137,13 +183,13 @@ def image_path(layer: Any) -> Path | None:
 
 
 def is_part_of(layer: Any, kind: str, slide: Slide) -> bool:
-    """Whether a layer is the ``"tissue"`` or the ``"regions"`` of a slide."""
+    """Whether a layer is the ``"tissue"`` or the ``"regions"`` of a slide, or one of its ``"associated"`` images."""
     return kept(layer).get(kind) == slide.fingerprint
 
 
 def adopt(layer: Any, slide: Slide) -> None:
     """Say that a layer of tissue or regions belongs to the same slide, opened again."""
-    for kind in ("tissue", "regions"):
+    for kind in ("tissue", "regions", "associated"):
         if kind in kept(layer):
             layer.metadata[KEY][kind] = slide.fingerprint
 

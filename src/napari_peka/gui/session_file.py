@@ -45,6 +45,7 @@ class _Slide(_Shown):
     fingerprint: str = ""
     mpp: list[float] | None = None
     regions: str | None = None
+    tissue_threshold: float | None = None
 
 
 class _Map(_Shown):
@@ -130,6 +131,7 @@ def save_session(session: Session, path: Path | str) -> list[str]:
                 _Slide(
                     **_shown(layer, slide.path, base), fingerprint=slide.fingerprint,
                     mpp=list(slide.mpp) if given else None, regions=_write_regions(session, slide, base),
+                    tissue_threshold=layers.tissue_threshold_of(layer),
                 )
             )  # fmt: skip
         elif (prediction := layers.prediction_of(layer)) is not None:
@@ -210,7 +212,7 @@ def show_session(session: Session, opened: Opened) -> None:
     viewer = session.viewer
     with session.at_once():
         for said, slide, regions in opened.slides:
-            data, settings, _ = layers.slide_layer(slide)
+            data, settings, _ = layers.slide_layer(slide, said.tissue_threshold)
             viewer.add_image(data, **(settings | {"visible": said.visible, "opacity": said.opacity}))
             # a dock that is open may have brought them back by itself
             if regions and slide.resolution is not None and session.regions_of(slide) is None:
