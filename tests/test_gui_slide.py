@@ -315,7 +315,7 @@ def test_spots_offer_the_size_of_a_pixel(dock, viewer, qtbot, svs):
     from napari_peka.io.slide import open_slide
 
     class Measured:
-        section_id = "A"
+        section_id, path = "A", None
 
         def __init__(self, slide):
             self.slide = slide

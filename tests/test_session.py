@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ class Closes:
 
     def __init__(self, name: str, slide: object = None) -> None:
         self.section_id, self.slide, self.closed = name, slide, False
+        self.path = Path(f"{name}.tsv.gz")
 
     def close(self) -> None:
         self.closed = True
@@ -68,6 +70,19 @@ def test_sections_belong_to_slides_and_are_closed(viewer, sample):
     session.remove_section("never there")
     assert again.closed
     assert session.sections() == []
+
+
+def test_sections_of_two_files_that_are_called_the_same_are_both_kept(viewer, shared_data, tmp_path):
+    session, st_section = session_of(viewer), shared_data / "st" / "C5.tsv.gz"
+    session.add_sections([OpenSection(peka.read_section(st_section))])
+    name = session.sections()[0].section.section_id
+    for file in st_section.parent.glob(f"{name}*"):
+        shutil.copy(file, tmp_path / file.name)
+    session.add_sections([OpenSection(peka.read_section(tmp_path / st_section.name))])
+    first, second = (x.section for x in session.sections())
+    assert (first.section_id, second.section_id) == (name, f"{name}-2")
+    assert list(second.adata.uns["spatial"]) == [f"{name}-2"]
+    assert f"another section is named {name} too" in second.warnings[-1]
 
 
 def test_a_session_ends_with_its_viewer():
