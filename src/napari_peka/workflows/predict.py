@@ -216,7 +216,8 @@ def predict(
         started = perf_counter()
         if len(schedule):
             _embed(slide, tiles, forward, schedule, keep, config, progress)
-        run = _run(len(tiles), resumed, perf_counter() - started)
+        seconds = perf_counter() - started - getattr(progress, "waited_s", 0.0)
+        run = _run(len(tiles), resumed, seconds)
         store.finish(blocks)
     live.record["run"], live.path = run, path
     if bad := live.n_unreadable:
