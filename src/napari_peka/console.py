@@ -117,6 +117,21 @@ def predict_text(entries: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def estimate_text(entries: list[dict[str, Any]]) -> str:
+    """Return the entries of ``predict --dry-run``, for a person."""
+    lines = []
+    for e in entries:
+        if "error" in e:
+            lines.append(f"{e['slide']}: cannot be predicted, {e['error']}")
+            continue
+        size = f"{e['tiles']:,} tiles of {e['tile_um']:.0f} µm"
+        passes = f", {e['passes']} passes each" if e["passes"] > 1 else ""
+        there = f", {e['tiles'] - e['tiles_left']:,} of them are there" if e["tiles_left"] < e["tiles"] else ""
+        lines += [f"{e['slide']}: {size}{passes}{there}", f"  {e['text']}"]
+        lines += [f"  in the way: {e['why']}"] if e["why"] else []
+    return "\n".join(lines)
+
+
 def rows(data: dict[str, Any], indent: str = "") -> Iterator[str]:
     """Yield a line for each entry that says something, nested ones indented."""
     for key, value in data.items():

@@ -75,6 +75,10 @@ class Brake:
     def __init__(self) -> None:
         self.asked: Callable[[], bool] = _never
 
+    def release(self) -> None:
+        """Ask nobody any more."""
+        self.asked = _never
+
     def __call__(self, *_: Any) -> None:
         """Raise :class:`Cancelled` if somebody wants a stop; called before each layer."""
         if self.asked():
@@ -233,7 +237,7 @@ def embed(
             on_block(item.block, embeddings, item.ok)
             progress.advance(len(item.block), **cost)
     finally:
-        forward.brake.asked = _never
+        forward.brake.release()
         stop.set()
         while any(t.is_alive() for t in threads):  # a reader may be waiting for a place in the queue
             try:
