@@ -56,8 +56,12 @@ def trust_text(pcc: float | None) -> str:
     """Return a gene's held-out correlation in words."""
     if pcc is None or not np.isfinite(pcc):
         return "held-out PCC not measured"
-    word = "good" if pcc >= 0.5 else "fair" if pcc >= 0.3 else "weak" if pcc >= 0.15 else "not predicted"
-    return f"held-out PCC {pcc:.2f} ({word})"
+    return f"held-out PCC {pcc:.2f} ({trust_word(pcc)})"
+
+
+def trust_word(pcc: float) -> str:
+    """Return a word for a held-out correlation."""
+    return "good" if pcc >= 0.5 else "fair" if pcc >= 0.3 else "weak" if pcc >= 0.15 else "not predicted"
 
 
 def write_map(

@@ -231,7 +231,7 @@ def predict(
     return live
 
 
-def load_forward(model: Model, config: PredictConfig | None = None) -> Forward:
+def load_forward(model: Model, config: PredictConfig | None = None, *, offline: bool = False) -> Forward:
     """Choose device and number format for a model; its encoder is loaded at the first tile.
 
     Parameters
@@ -240,6 +240,8 @@ def load_forward(model: Model, config: PredictConfig | None = None) -> Forward:
         From :func:`load_model`.
     config
         ``device``, ``precision`` and ``batch_size`` count.
+    offline
+        Never fetch the encoder's weights from the network.
 
     Raises
     ------
@@ -253,7 +255,8 @@ def load_forward(model: Model, config: PredictConfig | None = None) -> Forward:
     config = config or PredictConfig()
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
-    return Forward(lambda: build_student(model), device, dtype, config.batch_size, model.embedding_digest)
+    digest = model.embedding_digest
+    return Forward(lambda: build_student(model, offline=offline), device, dtype, config.batch_size, digest)
 
 
 def _check_kinds(slide: object, model: object) -> None:

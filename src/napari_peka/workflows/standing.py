@@ -40,6 +40,8 @@ class Standing:
         What is in the way, as a sentence; empty where nothing is.
     path
         Where the result goes.
+    differs
+        In what a result that is in the way differs, in the words of a run's identity, such as ``"model"``.
     """
 
     state: State
@@ -47,6 +49,7 @@ class Standing:
     tiles: int
     why: str = ""
     path: Path | None = None
+    differs: tuple[str, ...] = ()
 
     @property
     def left(self) -> int:
@@ -88,7 +91,8 @@ def standing(
             try:
                 same_or_raise(identity, record["identity"], where)
             except OutputMismatch as e:
-                return Standing("other", 0, n, str(e), path)
+                differs = tuple(k for k, now in record["identity"].items() if identity.get(k) != now)
+                return Standing("other", 0, n, str(e), path, differs)
     if found[store.partial] is None:
         return Standing("new", 0, n, "", path)
     return Standing("begun", sum(len(b) for b in tiles.blocks() if store.block_file(b).exists()), n, "", path)
