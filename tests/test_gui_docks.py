@@ -36,7 +36,8 @@ pytestmark = [
 
 
 def threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("peka-")]
+    """Return the threads of jobs; those of `gui/aside.py` end by themselves."""
+    return [t.name for t in threading.enumerate() if t.name.startswith("peka-") and t.name != "peka-aside"]
 
 
 def wait_for(qtbot, condition) -> None:
@@ -490,3 +491,6 @@ def _no_thread_is_left():
     yield
     gc.collect()
     assert not threads()
+    for thread in threading.enumerate():
+        if thread.name == "peka-aside":
+            thread.join(WAIT_MS / 1000)

@@ -89,6 +89,7 @@ class Snug(Text):
 def notice(page: str = "") -> QLabel:
     """Return the line that every dock carries, with a link to a place in the documentation where one is named."""
     label = QLabel(RESEARCH_USE)
+    label.setWordWrap(True)  # or no dock could be slimmer than this line
     if page:
         label.setText(f'{RESEARCH_USE} &nbsp; <a href="{DOCS}{page}">? Help</a>')
         label.setOpenExternalLinks(True)

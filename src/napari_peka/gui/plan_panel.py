@@ -164,7 +164,8 @@ class PlanPanel(QWidget):
         self._plan = plan
         passes = f", {plan.passes} passes each" if plan.passes > 1 else ""
         there = standing_in_words(plan)
-        size = f"{plan.tiles:,} tile{'s' * (plan.tiles != 1)} of {plan.tile_um:.0f} µm{passes}"
+        apart = f", {plan.stride_um:.0f} µm apart" if plan.stride_um < 0.99 * plan.tile_um else ""
+        size = f"{plan.tiles:,} tile{'s' * (plan.tiles != 1)} of {plan.tile_um:.0f} µm{apart}{passes}"
         self.words.setText("<br>".join([size, there] if there else [size]))
         self.show_button.setEnabled(plan.there.state in ("finished", "other head") or plan.there.done > 0)
         self._told()

@@ -84,6 +84,8 @@ class Plan:
         Number of tiles.
     tile_um
         Side of the square that a tile's value stands for, in µm.
+    stride_um
+        Distance of neighbouring tiles in µm.
     passes
         Passes of the encoder a tile.
     whole
@@ -94,6 +96,7 @@ class Plan:
 
     tiles: int
     tile_um: float
+    stride_um: float
     passes: int
     whole: int
     there: Standing
@@ -175,7 +178,8 @@ def plan(wish: Wish, memory: Memory) -> Plan:
         tiles = plan_tiles(slide, model, config, tissue=tissue, region=wish.region)
         whole = len(tiles if wish.region is None else plan_tiles(slide, model, config, tissue=tissue))
         there = standing(slide, model, tiles, wish.output, config=config)
-        return Plan(len(tiles), tiles.spec.footprint_um, model.passes, whole, there)
+        spec = tiles.spec
+        return Plan(len(tiles), spec.footprint_um, spec.stride * spec.mpp, model.passes, whole, there)
 
 
 def measure(wish: Wish, memory: Memory, progress: Progress = NULL) -> Estimate:

@@ -119,7 +119,7 @@ class PredictWidget(QWidget):
         form.addRow("", self.device_note)
         form.addRow("Output", self.output)
         form.addRow("", self.note)
-        form.addRow("", self.replace)
+        form.addRow(self.replace)
         column = scrolled(self)
         column.addLayout(form)
         column.addWidget(self.plan)

@@ -165,7 +165,7 @@ def _bar(progress: Progress) -> type:
 
     seen = {"bytes": 0.0, "told": 0}
 
-    class Bar(tqdm):  # type: ignore[misc]
+    class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{k: v for k, v in kwargs.items() if k != "name"} | {"disable": True})
 
