@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import shutil
 import sys
 import threading
 import time
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +20,11 @@ pytest.importorskip("pytestqt")
 if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
     pytest.skip("no display; run under: xvfb-run -a python -m pytest", allow_module_level=True)
 
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QMimeData, QPointF, Qt, QUrl
+from qtpy.QtGui import QDropEvent
 
-from napari_peka.gui import layers
+from napari_peka.core.progress import JobProgress
+from napari_peka.gui import layers, recent
 from napari_peka.gui.explore_widget import ExploreWidget
 from napari_peka.gui.places import default_folder
 from napari_peka.gui.predict_widget import PredictWidget
@@ -393,6 +398,457 @@ def test_by_default_the_result_lies_beside_the_slide(tmp_path, sample, monkeypat
     folder, note = default_folder(tmp_path / "a.svs")
     assert folder.name == "napari-peka"
     assert "You may not write beside the slide" in note
+
+
+def click(qtbot, button) -> None:
+    qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+
+
+def unfold(qtbot, fold, inside) -> None:
+    click(qtbot, fold.toggleButton())
+    wait_for(qtbot, lambda: inside.height() > 15)
+
+
+def planned(qtbot, dock: PredictWidget) -> str:
+    """Return what is said beforehand, once the form has been left alone."""
+    wait_for(qtbot, lambda: not dock.plan.busy)
+    return dock.plan.words.text()
+
+
+def finish(qtbot, dock: PredictWidget) -> None:
+    wait_for(qtbot, lambda: not dock.panel.running)
+    assert dock.panel.error.isHidden(), dock.panel.error.text()
+
+
+def slide_with_tissue(path: Path, seed: int = 0) -> Path:
+    """Write a slide of 600 x 700 px at 0.5 µm/px with tissue in the middle."""
+    import tifffile
+
+    rng = np.random.default_rng(seed)
+    image = np.full((600, 700, 3), 244, np.uint8)
+    image[80:-80, 80:-80] = np.clip(np.array([200, 130, 180]) + rng.integers(-25, 25, (440, 540, 1)), 0, 255)
+    path.parent.mkdir(exist_ok=True, parents=True)
+    tifffile.imwrite(
+        path, image, tile=(256, 256), photometric="rgb", compression="zlib", metadata=None,
+        resolution=(20000, 20000), resolutionunit="CENTIMETER",
+    )  # fmt: skip
+    return path
+
+
+def test_how_many_tiles_and_how_long(viewer, predict, qtbot, sample, tiny_model):
+    import napari_peka as peka
+
+    with peka.open_slide(sample) as slide:
+        n = len(peka.plan_tiles(slide, tiny_model))
+        fine = len(peka.plan_tiles(slide, tiny_model, peka.PredictConfig(stride_px=32)))
+    assert planned(qtbot, predict) == f"{n:,} tiles of 64 µm"
+    assert not predict.plan.show_button.isEnabled()
+    assert predict.plan.time.text() == ""
+    click(qtbot, predict.plan.time_button)
+    assert predict.plan.time_button.text() == "Stop"
+    wait_for(qtbot, lambda: predict.plan.time.text().startswith("about"))
+    text = predict.plan.time.text()
+    assert "on CPU, " in text
+    assert "tiles/s; reading" in text
+    assert predict.plan.time_button.text() == "How long?"
+    predict.device.look()  # as when it is first seen
+    wait_for(qtbot, lambda: predict.device.has_gpu is not None)
+    if not predict.device.has_gpu:
+        assert "the whole slide takes about" in predict.device_note.text()
+    predict.detail.setCurrentIndex(predict.detail.findData(2))
+    assert planned(qtbot, predict) == f"{fine:,} tiles of 64 µm, 32 µm apart"
+    assert predict.plan.time.text().startswith("about"), "what was timed counts for more tiles as well"
+    assert not (predict.output.folder()).exists(), "nothing was written"
+
+
+def test_timing_can_be_stopped(viewer, predict, slowly, qtbot):
+    planned(qtbot, predict)
+    click(qtbot, predict.plan.time_button)
+    wait_for(qtbot, lambda: "computing" in predict.plan.time.text())
+    click(qtbot, predict.plan.time_button)
+    wait_for(qtbot, lambda: not predict.plan.timing.running)
+    assert predict.plan.time.text() == ""
+    assert predict.plan.time_button.text() == "How long?"
+
+
+def test_pause_go_on_cancel_partial_and_again(viewer, predict, slowly, qtbot, tmp_path):
+    press(qtbot, predict)
+    wait_for(qtbot, lambda: "reading" in predict.panel.status.text())
+    assert re.search(r"/s .* left .* reading .* computing .* a tile", predict.panel.status.text())
+    click(qtbot, predict.panel.pause_button)
+    assert predict.panel.pause_button.text() == "Go on"
+    wait_for(qtbot, lambda: predict.panel.status.text().startswith("paused"))
+    qtbot.wait(400)  # the block in work ends
+    held = np.isfinite(the_map(viewer).data).sum()
+    qtbot.wait(600)
+    assert np.isfinite(the_map(viewer).data).sum() == held, "nothing is done in a pause"
+    assert predict.panel.running
+    click(qtbot, predict.panel.pause_button)
+    assert predict.panel.pause_button.text() == "Pause"
+    wait_for(qtbot, lambda: np.isfinite(the_map(viewer).data).sum() > held)
+    assert "partial" not in the_map(viewer).name, "while it grows one sees it grow"
+    click(qtbot, predict.panel.cancel_button)
+    wait_for(qtbot, lambda: not predict.panel.running)
+
+    heat = the_map(viewer)
+    prediction = layers.prediction_of(heat)
+    share = int(100 * prediction.n_done / len(prediction.tiles))
+    assert 0 < share < 100
+    assert heat.name == f"ERBB2 (log1p CP10K) (partial, {share} %)"
+    assert prediction.record["partial"] == f"{prediction.n_done:,} of {len(prediction.tiles):,} tiles"
+    assert f"cancelled at {share} %" in predict.panel.status.text()
+    explore = ExploreWidget(viewer)
+    qtbot.addWidget(explore)
+    explore.pick("KRT8")
+    assert heat.name == f"KRT8 (log1p CP10K) (partial, {share} %)", "whatever gene it shows"
+    assert f"{prediction.n_done:,} of {len(prediction.tiles):,} tiles are done" in planned(qtbot, predict)
+
+    press(qtbot, predict)
+    finish(qtbot, predict)
+    heat = the_map(viewer)
+    assert heat.name == "KRT8 (log1p CP10K)", "the gene that was looked at stays"
+    assert not layers.prediction_of(heat).partial
+    assert "from before" in predict.panel.status.text()
+    assert "finished already" in planned(qtbot, predict)
+
+
+def test_a_paused_job_is_cancelled_at_once(viewer, predict, slowly, qtbot):
+    press(qtbot, predict)
+    wait_for(qtbot, lambda: shown(predict) is not None)
+    click(qtbot, predict.panel.pause_button)
+    click(qtbot, predict.panel.cancel_button)
+    wait_for(qtbot, lambda: not predict.panel.running)
+    assert predict.panel.pause_button.text() == "Pause"
+    assert not predict.panel.pause_button.isEnabled()
+
+
+def test_what_is_there_is_shown_at_once_also_after_a_restart(
+    viewer, predict, qtbot, tmp_path, sample, tiny_model, monkeypatch
+):
+    """A finished map, a part of one, and one by another gene head of the same encoder."""
+    import napari_peka as peka
+    from napari_peka.core.progress import Cancelled
+    from napari_peka.infer import engine
+
+    path = tmp_path / "out" / "cmu_small_region.peka.zarr"
+    job, blocks = JobProgress(), []
+    config = peka.PredictConfig(device="cpu")
+
+    def stop(block, *_):
+        blocks.append(len(block))
+        if len(blocks) == 2:
+            job.cancel()
+
+    with peka.open_slide(sample) as slide, pytest.raises(Cancelled):
+        peka.predict(slide, tiny_model, output=path, config=config, progress=job, on_block=stop)
+    predict.plan.later()
+    assert f"{sum(blocks)} of" in planned(qtbot, predict)
+    click(qtbot, predict.plan.show_button)
+    wait_for(qtbot, lambda: len(viewer.layers) == 2)
+    heat = the_map(viewer)
+    assert "(partial, " in heat.name
+    assert np.isfinite(heat.data).sum() == sum(blocks)
+    assert f"shown: {sum(blocks)} of" in predict.panel.status.text()
+
+    press(qtbot, predict)
+    finish(qtbot, predict)
+    whole = layers.prediction_of(the_map(viewer)).values("KRT8")
+    monkeypatch.setattr(engine.Forward, "__call__", lambda *_: pytest.fail("something was computed"))
+    viewer.layers.remove(the_map(viewer))
+    assert "finished already: shown at once" in planned(qtbot, predict)
+    click(qtbot, predict.plan.show_button)
+    wait_for(qtbot, lambda: len(viewer.layers) == 2)
+    assert the_map(viewer).name == "ERBB2 (log1p CP10K)"
+    viewer.layers.remove(the_map(viewer))
+    press(qtbot, predict)
+    finish(qtbot, predict)
+    np.testing.assert_array_equal(layers.prediction_of(the_map(viewer)).values("KRT8"), whole)
+
+    other = another_head(tiny_model, tmp_path / "models" / "other")
+    predict.model.add(other)
+    assert "no tile is computed anew" in planned(qtbot, predict)
+    viewer.layers.remove(the_map(viewer))
+    click(qtbot, predict.plan.show_button)
+    wait_for(qtbot, lambda: len(viewer.layers) == 2)
+    np.testing.assert_allclose(layers.prediction_of(the_map(viewer)).values("KRT8"), 2 * whole, rtol=1e-5)
+    press(qtbot, predict)
+    wait_for(qtbot, lambda: not predict.panel.running)
+    assert "another gene head" in predict.panel.error.text()
+    predict.replace.click()
+    press(qtbot, predict)
+    finish(qtbot, predict)
+    np.testing.assert_allclose(peka.read_prediction(path).values("KRT8"), 2 * whole, rtol=1e-5)
+
+
+def another_head(model, folder: Path) -> Path:
+    from napari_peka.models.bundle import save_bundle
+
+    tensors = {"head.weights": 2 * model.head.weights, "head.bias": model.head.bias}
+    save_bundle(folder, model.spec.model_copy(update={"name": "other"}), tensors)
+    return folder
+
+
+def test_what_is_in_the_way_is_said_beforehand(viewer, predict, qtbot, tmp_path):
+    corners = np.array([[200, 200], [200, 700], [900, 700], [900, 200]])  # µm
+    shapes = viewer.add_shapes(corners, shape_type="polygon", name="mine")
+    whole = predict.plan
+    planned(qtbot, predict)
+    n = whole.plan.tiles
+    predict.region.choose(shapes)
+    planned(qtbot, predict)
+    assert 0 < whole.plan.tiles < n
+    assert whole.plan.whole == n
+    press(qtbot, predict)
+    finish(qtbot, predict)
+    predict.region.setCurrentText("whole slide")
+    text = planned(qtbot, predict)
+    assert "a result of something else is there (another region or tissue): tick" in text
+    shapes.data = []
+    predict.region.choose(shapes)
+    assert "no area in the layer 'mine'" in planned(qtbot, predict)
+    assert not predict.plan.time_button.isEnabled()
+
+
+def test_what_i_see_now(viewer, predict, qtbot, tissue_tiff):
+    predict.open_slide(tissue_tiff)
+    predict.region.setCurrentText("what I see now")
+    planned(qtbot, predict)
+    n = predict.plan.plan.tiles
+    assert predict.plan.plan.whole == n, "all of it is seen"
+    viewer.camera.center = (400.0, 600.0)  # µm
+    viewer.camera.zoom = 2.0
+    wait_for(qtbot, lambda: predict.plan.busy)  # the window is followed
+    planned(qtbot, predict)
+    assert 0 < predict.plan.plan.tiles < n
+    half = np.array(viewer.canvas.size) / 2 / 2.0  # µm
+    low, high = np.array((400, 600)) - half - 32, np.array((400, 600)) + half + 32
+    press(qtbot, predict)
+    finish(qtbot, predict)
+    tiles = layers.prediction_of(the_map(viewer)).tiles
+    centre = tiles.centre_yx * 0.5
+    assert (centre.min(0) > low).all()
+    assert (centre.max(0) < high).all()
+    viewer.camera.center = (1e5, 1e5)
+    assert "nothing of tissue is in view" in planned(qtbot, predict)
+    press(qtbot, predict)
+    assert (
+        predict.panel.error.text() == "nothing of tissue is in view; move the view onto it, or choose the whole slide"
+    )
+    assert predict.region.layer() is None
+
+
+def test_a_queue_of_three_with_one_broken(viewer, predict, qtbot, tmp_path):
+    queue = predict.queue
+    predict.resize(340, 900)
+    unfold(qtbot, predict.queue_fold, queue.panel.run_button)
+    folder = tmp_path / "slides"
+    for name in ("a.tif", "c.tif"):
+        slide_with_tissue(folder / name)
+    (folder / "b.svs").write_text("this is no slide")
+    (folder / "notes.txt").write_text("neither is this")
+    mime = QMimeData()
+    mime.setUrls([QUrl.fromLocalFile(str(folder))])
+    queue.table.dropEvent(
+        QDropEvent(
+            QPointF(5, 5), Qt.DropAction.CopyAction, mime, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier
+        )
+    )
+    queue.add([folder / "a.tif"])
+    assert [(p.name, state) for p, state in queue.states()] == [
+        ("a.tif", "waiting"), ("b.svs", "waiting"), ("c.tif", "waiting"),
+    ]  # fmt: skip
+    click(qtbot, queue.panel.run_button)
+    press(qtbot, predict)
+    assert "are being predicted" in predict.panel.error.text()
+    wait_for(qtbot, lambda: not queue.running)
+    assert queue.panel.error.isHidden(), queue.panel.error.text()
+    states = [state for _, state in queue.states()]
+    assert states[0] == states[2] == "done"
+    assert states[1].startswith("failed: ")
+    assert "b.svs" in states[1]
+    assert queue.panel.status.text() == "2 of 3 done, 1 failed"
+    assert (folder / "a.peka.zarr").is_dir()
+    assert (folder / "c.peka.zarr").is_dir()
+    assert len(viewer.layers) == 1, "nothing is opened unasked"
+
+    queue.table.itemDoubleClicked.emit(queue.table.item(1, 0))
+    assert "b.svs is not done yet" in queue.words.text()
+    queue.table.itemDoubleClicked.emit(queue.table.item(2, 0))
+    wait_for(qtbot, lambda: not queue.busy)
+    assert layers.prediction_of(viewer.layers[-1]).record["slide"]["file"] == "c.tif"
+    assert predict.slide.currentText() == "c"
+    assert predict.slide.layer() in viewer.layers
+
+    slide_with_tissue(folder / "b.svs")  # the mistake is mended
+    queue.folder.edit.setText(str(tmp_path / "results"))
+    click(qtbot, queue.panel.run_button)
+    wait_for(qtbot, lambda: not queue.running)
+    assert [state for _, state in queue.states()] == ["done"] * 3
+    assert (tmp_path / "results" / "b.peka.zarr").is_dir()
+    click(qtbot, queue.panel.run_button)
+    assert "no slide that waits" in queue.panel.error.text()
+    queue.table.selectRow(0)
+    click(qtbot, queue.remove_button)
+    assert [p.name for p, _ in queue.states()] == ["b.svs", "c.tif"]
+
+
+def test_a_queue_is_paused_and_cancelled_and_goes_on(viewer, predict, slowly, qtbot, tmp_path, sample):
+    queue = predict.queue
+    unfold(qtbot, predict.queue_fold, queue.panel.run_button)
+    queue.folder.edit.setText(str(tmp_path / "results"))
+    queue.add([sample, slide_with_tissue(tmp_path / "z.tif")])
+    predict.detail.setCurrentIndex(predict.detail.findData(2))
+    click(qtbot, queue.panel.run_button)
+    wait_for(qtbot, lambda: bool(re.fullmatch(r"[1-9]\d* %", queue.states()[0][1])))
+    assert "1/2 cmu_small_region.svs: predicting" in queue.panel.status.text()
+    click(qtbot, queue.panel.pause_button)
+    wait_for(qtbot, lambda: queue.panel.status.text().startswith("paused"))
+    click(qtbot, queue.panel.pause_button)
+    click(qtbot, queue.panel.cancel_button)
+    wait_for(qtbot, lambda: not queue.running)
+    states = [state for _, state in queue.states()]
+    assert re.fullmatch(r"stopped at \d+ %; what is done is kept", states[0])
+    assert states[1] == "waiting"
+    click(qtbot, queue.panel.run_button)
+    wait_for(qtbot, lambda: not queue.running)
+    assert [state for _, state in queue.states()] == ["done", "done"]
+
+
+def test_devices_are_listed_by_name_and_memory(viewer, predict, qtbot):
+    predict.device.look()  # as when it is first seen
+    wait_for(qtbot, lambda: predict.device.has_gpu is not None)
+    texts = [predict.device.itemText(i) for i in range(predict.device.count())]
+    assert texts[0].startswith("auto: ")
+    assert any(re.fullmatch(r"CPU, \d+ threads?, \d+ GB free", t) for t in texts)
+    assert predict.device.name() == "cpu"
+    assert not predict.device.isEditable()
+    predict.device.choose("cuda:7")
+    assert predict.device.currentText() == "cuda:7 (not found)"
+    assert "cuda:7" in planned(qtbot, predict)
+
+
+def test_about_the_model(viewer, predict, qtbot):
+    predict.resize(340, 900)
+    unfold(qtbot, predict.models.fold, predict.models.words)
+    wait_for(qtbot, lambda: "tiny-random" in predict.models.words.text())
+    text = predict.models.words.text()
+    assert "5, log1p CP10K; tiles of 64 µm" in text
+    assert "0.30 (fair), mean over 4 genes" in text
+    assert "not gated" in text
+    predict.model.setCurrentIndex(predict.model.findData("demo"))
+    predict.model.activated.emit(predict.model.currentIndex())
+    wait_for(qtbot, lambda: "dinov2" in predict.models.words.text())
+    text = predict.models.words.text()
+    assert "44 MB, on this disk" in text
+    assert "Demonstration: HER2-positive breast cancer, one patient" in text
+    assert "4 passes each" in text
+    assert predict.models.weights.isHidden()
+
+
+class TestHub:
+    @pytest.fixture
+    def hub(self, monkeypatch, bundle_folder, tmp_path):
+        """A hub of one bundle; what went over the network is written down."""
+        import huggingface_hub
+
+        asked = []
+        files = {f: (bundle_folder / f).stat().st_size for f in ("model.safetensors", "peka.json")}
+        snapshot = tmp_path / "hub" / ("a" * 40)
+
+        class Api:
+            gated = False
+
+            def __init__(self, **_):
+                pass
+
+            def model_info(self, repo, **_):
+                asked.append(("info", repo))
+                siblings = [types.SimpleNamespace(rfilename=f, size=n) for f, n in files.items()]
+                return types.SimpleNamespace(siblings=siblings, gated=self.gated, card_data={"license": "mit"})
+
+        def download(repo, file, local_files_only=False, tqdm_class=None, **_):
+            if not local_files_only:
+                asked.append(("file", file))
+                if not snapshot.exists():
+                    shutil.copytree(bundle_folder, snapshot)
+                tqdm_class(total=10, name="x").update(10)
+            if not snapshot.exists():
+                raise huggingface_hub.errors.LocalEntryNotFoundError("no")
+            return str(snapshot / file)
+
+        monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        return types.SimpleNamespace(asked=asked, api=Api)
+
+    def ask(self, qtbot, dock):
+        box = dock.model
+        at = box.findText("From the hub…")
+        box.setCurrentIndex(at)
+        box.activated.emit(at)
+        assert box.model() != "None"
+        panel = dock.models.hub
+        panel.name.clear()
+        qtbot.keyClicks(panel.name, "me/tiny")
+        return panel
+
+    def test_nothing_is_fetched_before_a_button_says_how_much(self, viewer, predict, qtbot, hub):
+        panel = self.ask(qtbot, predict)
+        before = predict.session.model
+        assert hub.asked == []
+        click(qtbot, panel.look_button)
+        wait_for(qtbot, lambda: not panel.busy)
+        assert hub.asked == [("info", "me/tiny")]
+        assert "licence mit" in panel.words.text()
+        assert re.fullmatch(r"Fetch \d+ kB over the network", panel.panel.run_button.text())
+        assert predict.session.model == before
+        with qtbot.waitSignal(panel.fetched, timeout=WAIT_MS):
+            click(qtbot, panel.panel.run_button)
+        assert hub.asked[1:] == [("file", "model.safetensors"), ("file", "peka.json")]
+        assert predict.session.model == predict.model.model() == "me/tiny"
+        assert predict.model.currentText() == "me/tiny"
+        assert "tiles of 64 µm" in planned(qtbot, predict)
+        assert len(hub.asked) == 3, "what is on the disk is not asked for again"
+
+    def test_a_gated_one_says_what_to_do(self, viewer, predict, qtbot, hub):
+        hub.api.gated = "manual"
+        panel = self.ask(qtbot, predict)
+        click(qtbot, panel.look_button)
+        wait_for(qtbot, lambda: not panel.busy)
+        assert "ask for access" in panel.words.text()
+        assert "hf auth login" in panel.words.text()
+
+    def test_offline_and_nonsense(self, viewer, predict, qtbot, hub, monkeypatch):
+        panel = self.ask(qtbot, predict)
+        panel.name.setText("tiny")
+        click(qtbot, panel.look_button)
+        assert "user/name" in panel.words.text()
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        panel.name.setText("me/tiny")
+        assert "Offline" in panel.words.text()
+        click(qtbot, panel.look_button)
+        assert "Offline" in panel.words.text()
+        assert hub.asked == []
+
+
+def test_models_used_last_are_offered_also_after_a_restart(qtbot, bundle_folder, tmp_path):
+    from napari_peka.gui.choosers import ModelChooser
+
+    shutil.copytree(bundle_folder, tmp_path / "gone")
+    first = ModelChooser()
+    qtbot.addWidget(first)
+    with qtbot.waitSignal(first.chosen) as caught:
+        first.add(bundle_folder)
+    assert caught.args == [str(bundle_folder)]
+    first.add(tmp_path / "gone")
+    shutil.rmtree(tmp_path / "gone")
+    later = ModelChooser()
+    qtbot.addWidget(later)
+    assert later.findData(str(bundle_folder)) > 0
+    assert later.findText("gone") < 0
+    assert later.model() == "demo"
+    recent.recent_file().write_text("no json")
+    assert recent.recent_models() == []
 
 
 @pytest.fixture(autouse=True)

@@ -54,12 +54,16 @@ class DeviceBox(QComboBox):
         super().showEvent(event)
         if not self._seen:
             self._seen = True
-            self.looking.ask(_look)
+            self.look()
 
     def showPopup(self) -> None:
         """Open, with the memory that is free now."""
-        self.looking.ask(_look)
+        self.look()
         super().showPopup()
+
+    def look(self) -> None:
+        """See what is there now."""
+        self.looking.ask(_look)
 
     def _fill(self, found: list[Any]) -> None:
         chosen = self.name()
