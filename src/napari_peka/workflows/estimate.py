@@ -245,14 +245,14 @@ def _measure(slide: Slide, table: TileTable, forward: Forward, tiles: int, progr
 def _computing(images: Iterator[npt.NDArray[np.uint8]], forward: Forward, tiles: int, progress: Progress) -> float:
     """Return the seconds that a tile takes to be computed, in passes as large as fit into the time."""
     size, done, spent = 1, 0, 0.0
+    _pass(images, forward, size)  # the very first allocates, and says nothing of those that follow
     while True:
         took, n = _pass(images, forward, size)
         progress.advance(n)
-        if n >= min(forward.batch_size, tiles) or n < size or took > ENOUGH_S / 4:
+        if n >= min(forward.batch_size, tiles) or n < size or took > ENOUGH_S / 2:
             break
         size *= 2
-    warm = took / n
-    while done < tiles and spent < ENOUGH_S and (done == 0 or spent + n * warm < 2 * ENOUGH_S):
+    while done < tiles and spent < ENOUGH_S:
         took, n = _pass(images, forward, size)
         done, spent = done + n, spent + took
         progress.advance(n)
