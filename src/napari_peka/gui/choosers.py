@@ -91,7 +91,7 @@ def notice(page: str = "") -> QLabel:
     label = QLabel(RESEARCH_USE)
     label.setWordWrap(True)  # or no dock could be slimmer than this line
     if page:
-        label.setText(f'{RESEARCH_USE} &nbsp; <a href="{DOCS}{page}">? Help</a>')
+        label.setText(f'{RESEARCH_USE} &nbsp; <a href="{DOCS}{page}">?&nbsp;Help</a>')
         label.setOpenExternalLinks(True)
         label.setToolTip(f"{DOCS}{page}, in your browser")
     label.setStyleSheet("color: palette(mid); font-size: 9pt;")

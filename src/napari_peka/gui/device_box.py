@@ -70,7 +70,7 @@ class DeviceBox(QComboBox):
         self.has_gpu = any(d.name != "cpu" for d in found)
         self.blockSignals(True)
         self.clear()
-        self.addItem(f"auto: {found[0].text}", AUTO)
+        self.addItem(f"auto: {found[0].title.split(',')[0]}, {found[0].room}", AUTO)
         for device in found:
             self.addItem(device.text, device.name)
         # "cuda" is the first of them

@@ -197,7 +197,7 @@ class RunPanel(QWidget):
         if fraction is not None:
             self.bar.setValue(round(fraction * _MAX))
         if self._mirror is not None:
-            self._mirror.show(fraction)
+            self._mirror.show(fraction, now.text.removeprefix(now.stage).strip() if now.total else now.stage)
         self.ticked.emit()
 
     def _finish(self) -> None:
@@ -252,13 +252,16 @@ class _Mirror:
         from napari.qt.threading import create_worker
         from napari.utils import progress
 
-        self._title, self._work = title, work
+        self._title, self._work, self._text = title, work, ""
         self._bar = progress(total=_MAX, desc=title)
         self._worker = create_worker(self)
         self._worker.start()
 
-    def show(self, fraction: float | None) -> None:
-        """Move the bar."""
+    def show(self, fraction: float | None, text: str) -> None:
+        """Move the bar, and say how far it is in few words: the activity dock gives the bar what they leave."""
+        if text != self._text:
+            self._text = text
+            self._bar.set_description(f"{self._title}: {text}")
         if step := round((fraction or 0.0) * _MAX) - self._bar.n:
             self._bar.update(step)
 

@@ -34,8 +34,12 @@ class Device:
     @property
     def text(self) -> str:
         """One line: ``CPU, 2 threads, 21 GB free``."""
-        room = f"{self.memory / 1e9:.0f} GB" if self.free is None else f"{self.free / 1e9:.0f} GB free"
-        return f"{self.title}, {room}"
+        return f"{self.title}, {self.room}"
+
+    @property
+    def room(self) -> str:
+        """How much memory there is: ``21 GB free``."""
+        return f"{self.memory / 1e9:.0f} GB" if self.free is None else f"{self.free / 1e9:.0f} GB free"
 
 
 def devices() -> list[Device]:
