@@ -92,6 +92,7 @@ def test_what_is_there_need_not_be_computed(slide, tiny_model, tmp_path, stop_af
     assert partial.partial
     np.testing.assert_array_equal(partial.embeddings, live.embeddings)
     assert np.isfinite(partial.values("ERBB2")).sum() == done
+    assert partial.to_anndata().uns["napari_peka"]["partial"] == partial.record["partial"]
 
     whole = peka.predict(slide, tiny_model, output=path, config=CPU)
     assert not whole.partial

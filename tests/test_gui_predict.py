@@ -745,6 +745,36 @@ def test_about_the_model(viewer, predict, qtbot):
     assert predict.models.weights.isHidden()
 
 
+def test_weights_that_are_not_on_this_disk_are_never_fetched_unasked(viewer, predict, qtbot, tiny_model, tmp_path):
+    from napari_peka.models.bundle import save_bundle
+    from napari_peka.models.registry import encoder_card
+
+    card = encoder_card("UNI")
+    spec = tiny_model.spec
+    spec = spec.model_copy(
+        update={
+            "name": "large",
+            "encoder": spec.encoder.model_copy(update={"name": card.name, "sha256": None}),
+            "preprocessing": spec.preprocessing.model_copy(update={"tile_px": card.px}),
+            "head": spec.head.model_copy(update={"n_dims": card.dim}),
+        }
+    )
+    n = len(spec.head.genes)
+    tensors = {"head.weights": np.zeros((card.dim, n), np.float32), "head.bias": np.zeros(n, np.float32)}
+    save_bundle(tmp_path / "large", spec, tensors)
+    predict.model.add(tmp_path / "large")
+    assert "tiles of 224 µm" in planned(qtbot, predict), "counting tiles needs no weights"
+    press(qtbot, predict)
+    wait_for(qtbot, lambda: not predict.panel.running)
+    assert predict.panel.error.text() == f"the weights of {card.name} are not here; see About the model"
+    predict.resize(340, 900)
+    unfold(qtbot, predict.models.fold, predict.models.words)
+    wait_for(qtbot, lambda: "not on this disk" in predict.models.words.text())
+    assert "gated: access is asked for on its page" in predict.models.words.text()
+    assert not predict.models.weights.isHidden()
+    assert "Offline" in predict.models.weights.words.text()
+
+
 class TestHub:
     @pytest.fixture
     def hub(self, monkeypatch, bundle_folder, tmp_path):

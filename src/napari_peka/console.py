@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
+from napari_peka.cli_output import bytes_text
 from napari_peka.core.progress import JobProgress, human_time
 
 #: seconds between the first lines in a log file; the pause doubles up to the longest, so that a night is a page
@@ -128,6 +129,7 @@ def estimate_text(entries: list[dict[str, Any]]) -> str:
         passes = f", {e['passes']} passes each" if e["passes"] > 1 else ""
         there = f", {e['tiles'] - e['tiles_left']:,} of them are there" if e["tiles_left"] < e["tiles"] else ""
         lines += [f"{e['slide']}: {size}{passes}{there}", f"  {e['text']}"]
+        lines += [f"  takes about {bytes_text(e['result_bytes'])} of disk"] if e["tiles_left"] else []
         lines += [f"  in the way: {e['why']}"] if e["why"] else []
     return "\n".join(lines)
 

@@ -306,6 +306,15 @@ class _Share(JobProgress):
         """Whether somebody asked the whole job for a stop."""
         return self._whole.cancelled
 
+    @property
+    def waited_s(self) -> float:
+        """Seconds that the whole job has waited in pauses: it is the one that waits."""
+        return self._whole.waited_s
+
+    @waited_s.setter
+    def waited_s(self, seconds: float) -> None:
+        pass
+
     def stage(self, name: str, total: int | None = None, done: int = 0) -> None:
         """Begin a stage of this slide."""
         super().stage(name, total, done)

@@ -212,7 +212,8 @@ def _footer(prediction: Prediction) -> str:
     model = prediction.record.get("model", {}).get("name", "")
     step = spec.stride * spec.mpp
     every = f" every {step:.0f} µm" if spec.stride != spec.size_px else ""
-    parts = [RESEARCH_USE, f"{f'Model {model}, t' if model else 'T'}iles of {spec.size_um:.0f} µm{every}."]
+    parts = [f"Partial: {prediction.record['partial']}."] if prediction.partial else []
+    parts += [RESEARCH_USE, f"{f'Model {model}, t' if model else 'T'}iles of {spec.size_um:.0f} µm{every}."]
     if prediction.pcc_split and prediction.head.pcc is not None:
         parts.append(f"PCC: {prediction.pcc_split}.")
     if bad := prediction.n_unreadable:

@@ -217,7 +217,7 @@ def predict(
                     rows = slice(block.start, block.stop)
                     keep(block, known.embeddings[rows], known.read_ok[rows])
             resumed = sum(len(b) for b in blocks if b.index in before)
-            started = perf_counter()
+            started = perf_counter() - getattr(progress, "waited_s", 0.0)
             if len(schedule):
                 _embed(slide, tiles, forward, schedule, keep, config, progress)
             seconds = perf_counter() - started - getattr(progress, "waited_s", 0.0)
