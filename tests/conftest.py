@@ -36,6 +36,7 @@ def pytest_configure(config):
         number = said.readline().strip()  # it says so once it is ready; nothing when it could not start
     if number:
         os.environ["DISPLAY"] = f":{number}"
+        config.add_cleanup(server.wait)  # the last is called first
         config.add_cleanup(server.terminate)
 
 

@@ -39,19 +39,28 @@ class Bench:
 
     def __init__(self, viewer, qtbot) -> None:
         self.viewer, self.qtbot = viewer, qtbot
+        self.windows: dict[str, object] = {}
         for name, title in DOCKS.items():
-            _, dock = viewer.window.add_plugin_dock_widget("napari-peka", title, tabify=name != "slide")
+            window, dock = viewer.window.add_plugin_dock_widget("napari-peka", title, tabify=name != "slide")
             setattr(self, name, dock)
+            self.windows[name] = window
+
+    def front(self, name: str) -> None:
+        """Bring a dock before those that lie on it."""
+        self.windows[name].show()
+        self.windows[name].raise_()
+        self.wait(getattr(self, name).isVisible)
 
     def click(self, button) -> None:
         self.qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
 
     def wait(self, condition) -> None:
-        self.qtbot.waitUntil(condition, timeout=WAIT_MS)
+        self.qtbot.waitUntil(lambda: bool(condition()), timeout=WAIT_MS)
 
     def unfold(self, fold) -> None:
         self.click(fold.toggleButton())
         self.wait(lambda: fold.content().height() > 15)
+        self.qtbot.wait(400)  # it slides open: what is not there yet cannot be clicked
 
     def maps(self) -> list:
         return [x for x in self.viewer.layers if layers.prediction_of(x) is not None]
@@ -59,7 +68,7 @@ class Bench:
 
 @pytest.fixture
 def bench(make_napari_viewer, qtbot):
-    return Bench(make_napari_viewer(), qtbot)
+    return Bench(make_napari_viewer(show=True), qtbot)
 
 
 @pytest.mark.slow
@@ -81,6 +90,7 @@ def test_a_slide_is_read_as_a_pathologist_reads_it(bench, sample, tmp_path, monk
     drawn.add_polygons([box(0.05, 0.05, 0.95, 0.95)])
 
     # predicted where it was drawn, stopped in the middle, and gone on with
+    bench.front("predict")
     predict = bench.predict
     predict.output.edit.setText(str(tmp_path / "maps"))
     predict.region.choose(drawn)
@@ -100,6 +110,7 @@ def test_a_slide_is_read_as_a_pathologist_reads_it(bench, sample, tmp_path, monk
     assert not np.isnan(prediction.values("ERBB2")).any()
 
     # a gene by its other name, and two parts compared
+    bench.front("explore")
     explore = bench.explore
     bench.qtbot.keyClicks(explore.search, "HER2")
     bench.qtbot.keyClick(explore.search, Qt.Key.Key_Return)
@@ -137,8 +148,10 @@ def test_a_slide_is_read_as_a_pathologist_reads_it(bench, sample, tmp_path, monk
     prediction = layers.prediction_of(heat)
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_, **__: (str(path), ""))
     bench.unfold(explore.fold)
-    with bench.qtbot.waitSignal(explore.exports.panel.succeeded, timeout=WAIT_MS):
-        bench.click(explore.exports.panel.run_button)
+    panel = explore.exports.panel
+    bench.click(panel.run_button)
+    bench.wait(lambda: not panel.running)
+    assert "written" in panel.status.text(), panel.error.text()
     table = anndata.read_h5ad(path)
     assert set(table.obs["annotation"].astype(str)) >= {"left", "right"}
     np.testing.assert_allclose(np.asarray(table[:, best].X).ravel(), prediction.values(best), rtol=1e-3)
@@ -149,6 +162,7 @@ def test_a_model_is_learnt_used_and_checked_as_a_biologist_does(bench, shared_da
     """Add real sections, train two epochs with one left out, use the model on it, check it, write the report."""
     st, session = shared_data / "st", session_of(bench.viewer)
     train = bench.train
+    bench.front("train")
     train.sections.add([st / f"{name}.tsv.gz" for name in ("C2", "C3", "C5")])
     bench.wait(lambda: not train.sections.busy)
     assert [s.section.section_id for s in session.sections()] == ["C2", "C3", "C5"]
@@ -165,17 +179,20 @@ def test_a_model_is_learnt_used_and_checked_as_a_biologist_does(bench, shared_da
     assert bench.predict.model.model() == session.model == str(form.output())
 
     # the slide that was left out
+    bench.front("slide")
     section = session.sections()[2].section
     bench.slide.open_slide(section.slide.path)
     bench.wait(lambda: session.slides())
     bench.slide.mpp.setValue(float(np.mean(section.slide.mpp)))
     bench.click(bench.slide.set_button)
+    bench.front("predict")
     predict = bench.predict
     predict.output.edit.setText(str(tmp_path / "maps"))
     bench.click(predict.panel.run_button)
     bench.wait(lambda: not predict.panel.running)
     assert predict.panel.error.isHidden(), predict.panel.error.text()
 
+    bench.front("check")
     check = bench.check
     check.open_section(st / "C5.tsv.gz")
     bench.wait(lambda: check.check is not None)
