@@ -20,7 +20,7 @@ from qtpy.QtCore import Qt
 
 from napari_peka.core.errors import StoreError
 from napari_peka.core.progress import JobProgress
-from napari_peka.gui import layers, map_layers, reader, region_layers
+from napari_peka.gui import layers, map_layers, preferences, reader, region_layers
 from napari_peka.gui.explore_widget import ExploreWidget
 from napari_peka.gui.export_panel import LISTED, THIS
 from napari_peka.gui.gene_model import DIFFERENCE, MEASURES
@@ -135,6 +135,14 @@ class TestRunPanel:
 
         self.run(qtbot, panel, job)
         assert np.median(gaps) < 0.1
+
+    def test_preferences_count_and_the_cache_is_tidied(self, qtbot, panel, monkeypatch):
+        done = []
+        monkeypatch.setattr(preferences, "apply", lambda: done.append("applied"))
+        monkeypatch.setattr(preferences, "tidy_cache", lambda: done.append("tidied"))
+        with qtbot.waitSignal(panel.succeeded, timeout=WAIT_MS):
+            panel.start(lambda progress: done.append("worked"))
+        assert done == ["applied", "worked", "tidied"]
 
     def test_a_destroyed_panel_stops_its_job(self, qtbot):
         panel = RunPanel("Predict")

@@ -89,6 +89,10 @@ def test_the_cache_is_kept_in_its_room(page, monkeypatch, tmp_path):
     page.storage.cache_gb = 0.02
     preferences.tidy_cache()
     assert sorted(p.name[:2] for p in folder.iterdir()) == ["S1", "S2"]
+    cache.touch(folder / "S1-0123456789abcdef.safetensors")  # used today: it stays, though it is the oldest
+    page.storage.cache_gb = 0.001
+    preferences.tidy_cache()
+    assert [p.name[:2] for p in folder.iterdir()] == ["S1"]
     page.storage.cache_gb = 0
     preferences.tidy_cache()
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.iterdir())) == 1

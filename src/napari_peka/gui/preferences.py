@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+from napari_peka.core.errors import StoreError
 from napari_peka.gui.look import COLORMAPS, Look
 from napari_peka.io import cache
 from napari_peka.io.readers.base import MEMORY_ENVIRONMENT
@@ -68,9 +69,13 @@ def _go_offline(wish: bool) -> None:
 
 
 def tidy_cache() -> None:
-    """Remove the oldest of what is kept until it takes no more room than the page allows; 0: as much as it likes."""
+    """Remove what is kept and was not used for longest until it fits the room on the page; 0: as much as it likes.
+
+    Nothing that was used within a day goes: a job may be at work with it.
+    """
     if gb := float(setting("storage", "cache_gb", 0.0)):
-        cache.prune(keep_bytes=round(gb * 1e9))
+        with suppress(StoreError):  # nothing is lost where it cannot be tidied
+            cache.prune(older_than_days=1.0, keep_bytes=round(gb * 1e9))
 
 
 def _page() -> Any:

@@ -15,6 +15,7 @@ from qtpy.QtWidgets import QHBoxLayout, QProgressBar, QPushButton, QVBoxLayout, 
 
 from napari_peka.core.errors import PekaError
 from napari_peka.core.progress import Cancelled, JobProgress, human_time
+from napari_peka.gui import preferences
 from napari_peka.gui.choosers import Text
 
 #: ms between two looks at the job: ten a second is smooth to the eye and costs nothing
@@ -48,6 +49,7 @@ class _Work:
             self.result = self._job(self.progress)
         except BaseException as e:  # noqa: BLE001 - told to the person by the panel
             self.error = e
+        preferences.tidy_cache()
 
     def leave(self) -> None:
         """Stop the job and wait for it."""
@@ -139,6 +141,7 @@ class RunPanel(QWidget):
         """Run ``job(progress)`` in a thread; nothing happens while another one runs."""
         if self._work is not None:
             return
+        preferences.apply()  # what a person set since the window opened
         work = self._here["work"] = _Work(job)
         self.error.hide()
         self.status.setText("starting")

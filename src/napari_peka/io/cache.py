@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +96,12 @@ def kept_in(kind: str, cache: Path | None = None) -> Path:
         raise StoreError(f"{e}; the environment variable {ENVIRONMENT} names another for what is kept") from e
 
 
+def touch(path: Path) -> None:
+    """Say that something kept was just used: what was not used for longest goes first."""
+    with suppress(OSError):  # a cache that one may only read
+        os.utime(path)
+
+
 def listing(*, older_than_days: float = 0.0) -> list[Cached]:
     """Return what is kept, largest first.
 
@@ -124,7 +131,7 @@ def prune(*, older_than_days: float = 0.0, keep_bytes: int | None = None) -> lis
     older_than_days
         Only what is at least this old.
     keep_bytes
-        Only the oldest, until what is left takes no more than this; None: all.
+        Only what was not used for longest, until what is left takes no more than this; None: all.
 
     Raises
     ------

@@ -19,6 +19,7 @@ from napari_peka.core import files
 from napari_peka.core.errors import StoreError, Undecodable
 from napari_peka.core.geometry import Block, Rect, TileSpec, TileTable
 from napari_peka.core.progress import NULL, Progress
+from napari_peka.io.cache import touch
 
 if TYPE_CHECKING:
     from napari_peka.io.slide import Slide
@@ -146,6 +147,7 @@ def spot_tiles(
     path = files.make_folder(cache) / f"{slide.name}-{_key(slide, centre_yx, spec)}.zarr"
     if not path.exists():
         _write(slide, table, path, progress)
+    touch(path)
     return _read(path, order)
 
 

@@ -15,7 +15,7 @@ from napari_peka.core import files
 from napari_peka.core.errors import SectionError, SettingError
 from napari_peka.core.head import GeneHead
 from napari_peka.core.progress import NULL, Progress
-from napari_peka.io.cache import EMBEDDINGS, kept_in
+from napari_peka.io.cache import EMBEDDINGS, kept_in, touch
 from napari_peka.io.section import Section
 from napari_peka.models.bundle import Model
 from napari_peka.training.paired import Paired, PairedSection
@@ -221,6 +221,7 @@ def _read(path: Path, n: int) -> npt.NDArray[np.float16] | None:
         values: npt.NDArray[np.float16] = load(path.read_bytes())[_TENSOR]
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
+    touch(path)
     return values if values.ndim == 2 and len(values) == n else None
 
 

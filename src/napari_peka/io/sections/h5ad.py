@@ -18,7 +18,7 @@ import numpy as np
 
 from napari_peka.core import files
 from napari_peka.core.errors import SectionError
-from napari_peka.io.cache import IMAGES, kept_in
+from napari_peka.io.cache import IMAGES, kept_in, touch
 from napari_peka.io.sections.base import ST, VISIUM, Found, Overview, Request, images_in, unique_rows
 from napari_peka.io.sections.scverse import embeddings, genes_of, mapping, number, platform_of, raw_counts, spots_of
 
@@ -140,6 +140,7 @@ def keep_image(image: np.ndarray) -> Path:
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "PNG")
         files.write_whole(path, buffer.getvalue())
+    touch(path)
     return path
 
 
