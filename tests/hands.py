@@ -196,8 +196,9 @@ def draw(viewer: Any, corners_um: Any) -> None:
     for y, x in (np.asarray(corners_um) - viewer.camera.center[-2:]) * viewer.camera.zoom + size / 2:
         at = QPoint(round(x), round(y))
         QTest.mouseMove(canvas, at)
-        QTest.mouseClick(canvas, Qt.MouseButton.LeftButton, pos=at, delay=20)
-        pause(0.6)  # two clicks at once would be a double click
+        pause(0.05)
+        QTest.mouseClick(canvas, Qt.MouseButton.LeftButton, pos=at)
+        pause(0.1)
     QTest.mouseDClick(canvas, Qt.MouseButton.LeftButton, pos=at)
     pause(0.2)
 

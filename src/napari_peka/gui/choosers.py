@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.compat import isalive
-from qtpy.QtCore import Qt, QTimer, Signal
+from qtpy.QtCore import QEvent, QSize, Qt, QTimer, Signal
 from qtpy.QtWidgets import (
     QComboBox,
     QFileDialog,
@@ -67,6 +67,7 @@ class Text(QLabel):
 
     def _fit(self) -> None:
         if self.isVisible():
+            self.setMinimumHeight(0)  # a label never asks for less than it was given before
             self.setMinimumHeight(max(0, self.heightForWidth(self.width())))
 
     def showEvent(self, event: Any) -> None:
@@ -91,13 +92,30 @@ def notice(page: str = "") -> QLabel:
         label.setText(f'{RESEARCH_USE} &nbsp; <a href="{DOCS}{page}">? Help</a>')
         label.setOpenExternalLinks(True)
         label.setToolTip(f"{DOCS}{page}, in your browser")
-    label.setStyleSheet("color: palette(mid); font-size: 9pt;")
+    label.setStyleSheet("font-size: 9pt;")  # no paler than other words: it is meant to be read
     return label
+
+
+class _Scroll(QScrollArea):
+    """Scrolls up and down only, so it asks for the width of what it holds: nothing is cut at the right."""
+
+    def minimumSizeHint(self) -> QSize:
+        """Return a width that holds the content and the bar, as far as a dock may be wide."""
+        hint = super().minimumSizeHint()
+        bar = self.verticalScrollBar().sizeHint().width()
+        wide = self.widget().minimumSizeHint().width() + bar if self.widget() is not None else 0
+        return QSize(max(hint.width(), min(wide, DOCK_WIDTH)), hint.height())
+
+    def eventFilter(self, watched: Any, event: Any) -> bool:
+        """Ask anew when the content needs another width."""
+        if event.type() == QEvent.Type.LayoutRequest:
+            self.updateGeometry()
+        return bool(super().eventFilter(watched, event))
 
 
 def scrolled(dock: QWidget) -> QVBoxLayout:
     """Return the column for a dock's content, which scrolls where the window is too low for it."""
-    content, area = QWidget(), QScrollArea()
+    content, area = QWidget(), _Scroll()
     area.setWidgetResizable(True)
     area.setFrameShape(QFrame.Shape.NoFrame)
     area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
