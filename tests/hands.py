@@ -15,6 +15,7 @@ from qtpy.QtCore import QPoint, Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import (
     QAbstractButton,
+    QAbstractSpinBox,
     QApplication,
     QComboBox,
     QFileDialog,
@@ -150,10 +151,13 @@ def choose(box: QComboBox, words: str) -> None:
 
 def write(field: QWidget, text: str) -> None:
     """Write into a line or a number's field, in place of what is there."""
+    number = isinstance(field, QAbstractSpinBox)
+    if not number and not isinstance(field, QLineEdit):
+        field = field.findChild(QLineEdit)
     field.setFocus()
     field.selectAll()  # type: ignore[attr-defined]
     QTest.keyClicks(field, text)
-    if not isinstance(field, QLineEdit):
+    if number:
         QTest.keyClick(field, Qt.Key.Key_Return)
 
 
