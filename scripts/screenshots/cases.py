@@ -150,7 +150,7 @@ def her2st(folder: Path, work: Path) -> Case:
     slide = _copy(folder / "C5.jpg", work / "slides" / "C5.jpg")
     with peka.read_section(counts["C5"]) as section:
         mpp = round(float(section.slide.mpp[0]), 4)
-    shown = Map(slide, mpp, model, "ERBB2", ((0.03, 0.11), (0.73, 0.62)))
+    shown = Map(slide, mpp, model, "ERBB2", ((0.02, 0.0), (0.74, 0.86)))
     return Case(
         map=shown,
         checked=shown,

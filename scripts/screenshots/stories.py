@@ -25,18 +25,20 @@ Story = Callable[[Stage, Case, Path], None]
 
 
 def slide(stage: Stage, case: Case, work: Path) -> None:
-    """A slide, what it is, its tissue, and two regions drawn on it by hand."""
+    """A slide, what it is, and its tissue; then two regions drawn on it by hand."""
     _forget_regions(case)
     dock = open_slide(stage, case.map)
     press(dock, "show tissue")
     hands.wait(lambda: hands.says(dock, "of the slide"))
     _see(stage, case.map)
+    stage.shoot("slide")
+    press(dock, "show tissue")
     with case.map.open() as opened:
         for name in case.regions:
             press(dock, "Draw…")
             hands.draw(stage.viewer, case.corners(name, opened))
     hands.wait(lambda: hands.says(dock, "saved: "))
-    stage.shoot("slide")
+    stage.shoot("draw")
     _forget_regions(case)
 
 
@@ -60,13 +62,15 @@ def compare(stage: Stage, case: Case, work: Path) -> None:
     fold = unfold(dock, "Compare genes")
     for field, gene in zip(hands.lines_of(fold, "no gene"), case.genes):
         hands.write(field, gene)
-    press(fold, "Blend")
-    stage.bring_up(dock, fold)
-    stage.shoot("compare")
     press(fold, "Side by side")
     hands.pause(0.5)
     stage.viewer.reset_view()
+    stage.bring_up(dock, fold)
     stage.shoot("compare-beside")
+    press(fold, "Side by side")
+    press(fold, "Blend")
+    _see(stage, case.map)
+    stage.shoot("compare")
 
 
 def regions(stage: Stage, case: Case, work: Path) -> None:
