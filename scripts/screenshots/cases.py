@@ -132,7 +132,7 @@ def embedded(work: Path) -> Case:
         sections=(manifest,),
         left_out=last.name,
         genes=("ERBB2", "COL1A1", "CD74"),
-        gene_set="",
+        gene_set="T cell-inflamed",
         regions={
             "middle": ((0.52, 0.39), (0.79, 0.34), (0.81, 0.54), (0.58, 0.64)),
             "left": ((0.41, 0.34), (0.51, 0.32), (0.51, 0.78), (0.36, 0.81)),
@@ -150,7 +150,7 @@ def her2st(folder: Path, work: Path) -> Case:
     slide = _copy(folder / "C5.jpg", work / "slides" / "C5.jpg")
     with peka.read_section(counts["C5"]) as section:
         mpp = round(float(section.slide.mpp[0]), 4)
-    shown = Map(slide, mpp, model, "ERBB2", ((0.02, 0.0), (0.74, 0.86)))
+    shown = Map(slide, mpp, model, "ERBB2", ((0.02, 0.12), (0.74, 0.762)))
     return Case(
         map=shown,
         checked=shown,
@@ -158,7 +158,7 @@ def her2st(folder: Path, work: Path) -> Case:
         sections=tuple(counts.values()),
         left_out="C5",
         genes=("ERBB2", "COL1A1", "CD74"),
-        gene_set="",
+        gene_set="T cell-inflamed",
         regions={
             "tumour": ((0.52, 0.22), (0.62, 0.20), (0.66, 0.42), (0.55, 0.45), (0.50, 0.35)),
             "stroma": ((0.08, 0.40), (0.40, 0.22), (0.42, 0.27), (0.13, 0.45)),

@@ -74,23 +74,28 @@ def compare(stage: Stage, case: Case, work: Path) -> None:
 
 
 def regions(stage: Stage, case: Case, work: Path) -> None:
-    """Two regions compared."""
+    """Two regions compared, and all genes ranked by them."""
     _forget_regions(case)
-    dock = open_slide(stage, case.map)
+    explored(stage, case, work)
     with Answers(case.write_regions(work / "regions.geojson")):
-        press(dock, "Import…")
-    dock = explored(stage, case, work, is_open=True)
+        press(stage.dock(SLIDE), "Import…")
+    dock = stage.dock(EXPLORE)
+    hands.find_gene(dock, case.map.gene)
     fold = unfold(dock, "Regions")
     one, other = case.regions
     hands.choose(row(fold, "Shapes"), "regions")
     hands.wait(lambda: row(fold, "Higher in").findText(one) >= 0)
     hands.choose(row(fold, "Higher in"), one)
     hands.choose(row(fold, "than in"), other)
+    hands.wait(lambda: hands.says(fold, f"{one} against {other}"))
+    stage.bring_up(dock, fold)
+    stage.shoot("regions")
+    hands.line(dock, "search a gene").clear()
     press(fold, "Rank genes by difference")
     hands.wait(lambda: hands.says(fold, "Ordered by"))
     hands.pause(1.0)
-    stage.bring_up(dock, fold)
-    stage.shoot("regions")
+    stage.bring_up(dock, row(dock, "Map"))
+    stage.shoot("ranking")
     _forget_regions(case)
 
 
@@ -185,10 +190,9 @@ def open_slide(stage: Stage, seen: Map) -> Any:
     return dock
 
 
-def explored(stage: Stage, case: Case, work: Path, is_open: bool = False) -> Any:
+def explored(stage: Stage, case: Case, work: Path) -> Any:
     """Open slide and map, and search the gene."""
-    if not is_open:
-        open_slide(stage, case.map)
+    open_slide(stage, case.map)
     path = case.map.stored(work / "maps")
     dock = stage.dock(EXPLORE)
     with Answers(path):
