@@ -77,7 +77,7 @@ class Case:
     sections
         Paired sections to learn from; `left_out` is the name of the one that judges.
     genes
-        To compare; `gene_set` the name of a set.
+        To compare; `gene_set` the name of a set; `doubted` a gene whose errors lie together.
     regions
         Two polygons by name, (x, y) in parts of the slide's width and height.
     training
@@ -91,6 +91,7 @@ class Case:
     left_out: str
     genes: tuple[str, ...]
     gene_set: str
+    doubted: str
     regions: Mapping[str, Corners]
     training: Mapping[str, str]
     advanced: Mapping[str, str] = field(default_factory=dict)
@@ -133,6 +134,7 @@ def embedded(work: Path) -> Case:
         left_out=last.name,
         genes=("ERBB2", "COL1A1", "CD74"),
         gene_set="T cell-inflamed",
+        doubted="EOSIN1",
         regions={
             "middle": ((0.52, 0.39), (0.79, 0.34), (0.81, 0.54), (0.58, 0.64)),
             "left": ((0.41, 0.34), (0.51, 0.32), (0.51, 0.78), (0.36, 0.81)),
@@ -159,9 +161,10 @@ def her2st(folder: Path, work: Path) -> Case:
         left_out="C5",
         genes=("ERBB2", "COL1A1", "CD74"),
         gene_set="T cell-inflamed",
+        doubted="SCGB2A2",
         regions={
-            "tumour": ((0.52, 0.22), (0.62, 0.20), (0.66, 0.42), (0.55, 0.45), (0.50, 0.35)),
-            "stroma": ((0.08, 0.40), (0.40, 0.22), (0.42, 0.27), (0.13, 0.45)),
+            "right": ((0.52, 0.22), (0.62, 0.20), (0.66, 0.42), (0.55, 0.45), (0.50, 0.35)),
+            "upper left": ((0.08, 0.40), (0.40, 0.22), (0.42, 0.27), (0.13, 0.45)),
         },
         training={"Encoder": RECIPE["encoder"], "Adapter": "bone"},
         advanced={"last blocks": "2", "rank": "16"},

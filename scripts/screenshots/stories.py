@@ -91,6 +91,7 @@ def regions(stage: Stage, case: Case, work: Path) -> None:
     stage.bring_up(dock, fold)
     stage.shoot("regions")
     hands.line(dock, "search a gene").clear()
+    hands.choose(row(dock, "Trust"), "fair or better")
     press(fold, "Rank genes by difference")
     hands.wait(lambda: hands.says(fold, "Ordered by"))
     hands.pause(1.0)
@@ -161,17 +162,21 @@ def check(stage: Stage, case: Case, work: Path) -> None:
     with Answers(case.measured):
         hands.pick_menu(hands.button(dock, "Open…"), "File")
         hands.wait(lambda: hands.says(dock, "PCC"))
-    hands.find_gene(dock, case.checked.gene)
-    hands.wait(lambda: not hands.says(dock, "attainable …"))
-    for mode, name in (("predicted", "check"), ("difference", "check-difference"), ("side by side", "check-beside")):
+    for mode, gene, name in (
+        ("predicted", case.checked.gene, "check"),
+        ("difference", case.doubted, "check-difference"),
+        ("side by side", case.doubted, "check-beside"),
+    ):
+        hands.find_gene(dock, gene)
+        hands.line(dock, "search a gene").clear()
+        hands.wait(lambda: not hands.says(dock, "attainable …"))
         press(dock, mode)
         hands.pause(1.0)
         if mode == "side by side":
             stage.viewer.reset_view()
         else:
             _see(stage, case.checked)
-        if mode == "difference":
-            stage.bring_up(dock, hands.button(dock, "predicted"))
+        stage.bring_up(dock, row(dock, "Order by" if mode == "predicted" else "Show"))
         stage.shoot(name)
 
 

@@ -29,6 +29,8 @@ DOCK_WIDTH = 350
 DEMO = "demo"
 #: where the documentation is; nothing is fetched from there but by a click
 DOCS = "https://napari-peka.github.io/napari-peka/"
+#: of links, readable on dark and light ground
+_LINK = "#3f7fdf"
 _BROWSE = ("Browse for a folder…", "Browse for a .zip…")
 
 
@@ -89,7 +91,8 @@ def notice(page: str = "") -> QLabel:
     """Return the line that every dock carries, with a link to a place in the documentation where one is named."""
     label = QLabel(RESEARCH_USE)
     if page:
-        label.setText(f'{RESEARCH_USE} &nbsp; <a href="{DOCS}{page}">? Help</a>')
+        # Qt keeps a link in the colour of the theme in which it was written
+        label.setText(f'{RESEARCH_USE} &nbsp; <a style="color: {_LINK}" href="{DOCS}{page}">? Help</a>')
         label.setOpenExternalLinks(True)
         label.setToolTip(f"{DOCS}{page}, in your browser")
     label.setStyleSheet("font-size: 9pt;")  # no paler than other words: it is meant to be read
