@@ -1,4 +1,4 @@
-"""What the page *First five minutes* says, done with the mouse on the sample slide; a window is needed (Xvfb will do)."""
+"""What the page *First five minutes* says, done with the mouse; a window is needed (Xvfb will do)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ pytest.importorskip("pytestqt")
 if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
     pytest.skip("no display; run under: xvfb-run -a python -m pytest", allow_module_level=True)
 
-import hands
-from hands import Answers, press, row, unfold
 from PIL import Image
 
+import hands
+from hands import Answers, press, row, unfold
 from napari_peka.gui import layers
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "first-five-minutes.md"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from time import monotonic
 
-import hands
 import numpy as np
 from PIL import Image
+
+import hands
 from screenshots.cases import Case
 from screenshots.stage import Stage, share_done
 from screenshots.stories import predicting

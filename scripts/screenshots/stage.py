@@ -6,12 +6,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import hands
 import napari
 import numpy as np
 from PIL import Image
 from qtpy.QtCore import QPoint
 from qtpy.QtWidgets import QProgressBar, QScrollArea, QWidget
+
+import hands
 
 PLUGIN = "napari-peka"
 SIZE = (1400, 900)

@@ -59,9 +59,8 @@ class BoxPlot(pg.PlotWidget):
             axis.setTextPen(colour)
         self.clear()
         if self.shown:
-            self.addItem(
-                pg.BoxplotItem(
-                    loc=np.arange(len(self.shown)), data=list(self.shown.values()), pen=pg.mkPen(colour),
-                    medianPen=pg.mkPen("#e69f00", width=2), outlier=False, width=0.6,
-                )  # fmt: skip
-            )
+            boxes = pg.BoxplotItem(
+                loc=np.arange(len(self.shown)), data=list(self.shown.values()), pen=pg.mkPen(colour),
+                medianPen=pg.mkPen("#e69f00", width=2), outlier=False, width=0.6,
+            )  # fmt: skip
+            self.addItem(boxes)
