@@ -58,7 +58,7 @@ def main() -> None:
     import napari
     from qtpy.QtWidgets import QApplication
 
-    from napari_peka.gui import layers
+    from napari_peka.gui import layers, map_layers, reader
     from napari_peka.gui.explore_widget import ExploreWidget
     from napari_peka.gui.session import session_of
     from napari_peka.gui.session_file import read_session, save_session, show_session
@@ -76,12 +76,12 @@ def main() -> None:
     paint()
     for n in given.tiles:
         prediction = prediction_of(n)
-        data, settings, _ = layers.heatmap_layer(prediction, "GENE0")
+        data, settings, _ = map_layers.heatmap_layer(prediction, "GENE0")
         heat = viewer.add_image(data, **settings)
         dock.map.choose(heat)
         paint()
         genes = [f"GENE{i}" for i in range(1, 20)]
-        own = median_ms(lambda i: layers.update_heatmap(heat, prediction, genes[i]))  # noqa: B023
+        own = median_ms(lambda i: map_layers.update_heatmap(heat, prediction, genes[i]))  # noqa: B023
 
         def switch(i: int) -> None:
             dock.pick(genes[i])  # noqa: B023
@@ -91,7 +91,7 @@ def main() -> None:
         print(f"another gene, {len(prediction.tiles):>7,} tiles: {own:7.1f} ours, {whole:7.1f} with the dock, painted")
         blocks = list(prediction.tiles.blocks())
         size = blocks[0].stop - blocks[0].start
-        own = median_ms(lambda i: layers.fill_blocks(heat, [blocks[i]]))  # noqa: B023
+        own = median_ms(lambda i: map_layers.fill_blocks(heat, [blocks[i]]))  # noqa: B023
         print(f"a finished block of {size}, {len(prediction.tiles):>7,} tiles: {own:7.1f} ours")
         search = median_ms(lambda i: dock.genes.search("GENE1"[: 1 + i % 5]))
         dock.genes.search("")
@@ -113,7 +113,7 @@ def main() -> None:
         path = Path(folder) / "s.peka.zarr"
         with open_slide(sample_slide()) as slide:
             peka.predict(slide, peka.load_model("demo"), output=path)
-        for data, settings, _ in [*layers.sample_slide_data(), *layers.read_layers(str(path))]:
+        for data, settings, _ in [*reader.sample_slide_data(), *reader.read_layers(str(path))]:
             viewer.add_image(data, **settings)
         save_session(session_of(viewer), Path(folder) / "s")
 

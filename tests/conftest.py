@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +19,8 @@ REPO = Path(__file__).resolve().parent.parent
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+#: s within which a thing of a moment has ended on a busy machine
+ENDS_S = 30.0
 GENES = ("ERBB2", "KRT8", "COL1A1", "MKI67", "CD3E")
 
 
@@ -61,6 +65,20 @@ def _main_thread_is_free(request):
     with Watchdog() as dog:
         yield
     assert not dog.holds, "\n".join(f"{s * 1000:.0f} ms:\n{where}" for s, where in dog.holds)
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left(request):
+    """Fail a test of the window that leaves a job behind; what runs beside a window ends by itself."""
+    yield
+    if not request.node.path.stem.startswith("test_gui"):
+        return
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name == "peka-aside":
+            thread.join(ENDS_S)
+    left = [t.name for t in threading.enumerate() if t.name.startswith("peka-")]
+    assert not left, f"still running: {left}"
 
 
 @pytest.fixture(autouse=True)

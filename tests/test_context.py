@@ -252,14 +252,14 @@ def test_a_growing_map_changes_where_its_blocks_and_their_neighbours_are(whole):
 
 def test_a_layer_that_fills_in_ends_as_the_whole_map(whole):
     napari = pytest.importorskip("napari")
-    from napari_peka.gui import layers
+    from napari_peka.gui import map_layers
 
     live = Prediction(whole.tiles, np.full_like(whole.embeddings, np.nan), whole.head, whole.read_ok, whole.record)
-    data, options, _ = layers.heatmap_layer(live, "B")
+    data, options, _ = map_layers.heatmap_layer(live, "B")
     layer = napari.layers.Image(data, **options)
     for block in whole.tiles.blocks()[::-1]:
         live.embeddings[block.start : block.stop] = whole.embeddings[block.start : block.stop]
-        layers.fill_blocks(layer, [block])
+        map_layers.fill_blocks(layer, [block])
     np.testing.assert_allclose(layer.data, whole.raster("B").data, atol=1e-5)
 
 

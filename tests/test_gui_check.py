@@ -21,7 +21,7 @@ from qtpy.QtWidgets import QFileDialog
 from scipy import stats
 
 import napari_peka as peka
-from napari_peka.gui import layers, region_layers, spot_layers
+from napari_peka.gui import layers, map_layers, region_layers, spot_layers
 from napari_peka.gui.check_form import NO_MAP, NO_SPOTS, WHOLE
 from napari_peka.gui.check_genes import CHECK_MEASURES, DISAGREEMENT, SHARE
 from napari_peka.gui.check_widget import CheckWidget
@@ -70,7 +70,7 @@ def add_slide(viewer, st, mpp):
 
 
 def add_map(viewer, path, gene="ERBB2"):
-    data, settings, _ = layers.heatmap_layer(peka.read_prediction(path), gene)
+    data, settings, _ = map_layers.heatmap_layer(peka.read_prediction(path), gene)
     return viewer.add_image(data, **settings)
 
 
@@ -338,7 +338,7 @@ def test_a_map_that_still_grows(viewer, dock, qtbot, st, mpp, map_path):
     known = whole.tiles.centre_yx[:, 1] < np.median(whole.tiles.centre_yx[:, 1])
     part = np.where(known[:, None], whole.embeddings, np.nan).astype(np.float16)
     growing = peka.Prediction(whole.tiles, part, whole.head, whole.read_ok, whole.record, whole.path)
-    data, settings, _ = layers.heatmap_layer(growing, "ERBB2")
+    data, settings, _ = map_layers.heatmap_layer(growing, "ERBB2")
     viewer.add_image(data, **settings)
     dock._again.setInterval(100)
     dock.open_section(st / "C5.tsv.gz")

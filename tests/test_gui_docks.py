@@ -21,7 +21,7 @@ from qtpy.QtCore import Qt
 
 from napari_peka.core.errors import StoreError
 from napari_peka.core.progress import JobProgress
-from napari_peka.gui import layers, region_layers
+from napari_peka.gui import layers, map_layers, reader, region_layers
 from napari_peka.gui.explore_widget import ExploreWidget
 from napari_peka.gui.export_panel import LISTED, THIS
 from napari_peka.gui.gene_model import DIFFERENCE, MEASURES
@@ -165,7 +165,7 @@ def predict(viewer, qtbot, bundle_folder, tmp_path) -> PredictWidget:
     """The dock with the embedded slide, the tiny model and an output folder."""
     dock = PredictWidget(viewer)
     viewer.window.add_dock_widget(dock, name="Predict expression")
-    for data, settings, _ in layers.sample_slide_data():
+    for data, settings, _ in reader.sample_slide_data():
         viewer.add_image(data, **settings)
     dock.model.add(bundle_folder)
     dock.device.setCurrentText("cpu")
@@ -446,7 +446,7 @@ def test_a_stored_result_is_opened(viewer, qtbot, tmp_path, sample, tiny_model):
     qtbot.addWidget(dock)
     dock.open_result(tmp_path / "a.peka.zarr")
     assert dock.gene() == "ERBB2"
-    [(_, settings, _)] = layers.read_layers(str(tmp_path / "a.peka.zarr"))
+    [(_, settings, _)] = reader.read_layers(str(tmp_path / "a.peka.zarr"))
     assert settings["name"] == "ERBB2 (log1p CP10K)"
     dock.open_result(tmp_path / "b.peka.zarr")
     assert "there is no result" in dock.error.text()
@@ -461,18 +461,18 @@ def test_unreadable_tiles_are_shown_on_demand(viewer, qtbot, sample, tiny_model)
     dock = ExploreWidget(viewer)
     qtbot.addWidget(dock)
     dock.show()
-    data, settings, _ = layers.heatmap_layer(prediction, "ERBB2")
+    data, settings, _ = map_layers.heatmap_layer(prediction, "ERBB2")
     viewer.add_image(data, **settings)
     assert not dock.unreadable.isVisible()
     viewer.layers.clear()
     prediction.read_ok[[3, 8]] = False
     prediction.embeddings[[3, 8]] = np.nan
-    data, settings, _ = layers.heatmap_layer(prediction, "ERBB2")
+    data, settings, _ = map_layers.heatmap_layer(prediction, "ERBB2")
     heat = viewer.add_image(data, **settings)
     assert dock.unreadable.isVisible()
     assert "2 unreadable" in dock.unreadable.text()
     qtbot.mouseClick(dock.unreadable, Qt.MouseButton.LeftButton, pos=dock.unreadable.rect().center() * 0.1)
-    (shown,) = [x for x in viewer.layers if layers.shows_unreadable(x, prediction)]
+    (shown,) = [x for x in viewer.layers if map_layers.shows_unreadable(x, prediction)]
     np.testing.assert_array_equal(np.isfinite(shown.data).sum(), 2)
     np.testing.assert_array_equal(np.isnan(shown.data) | np.isnan(heat.data), True)
     np.testing.assert_allclose(shown.extent.world, heat.extent.world)
@@ -506,7 +506,7 @@ def test_a_search_begins_at_the_best_gene(viewer, qtbot, tmp_path, sample):
     prediction = peka.Prediction(
         tiles, np.zeros((len(tiles), head.embedding_dims), np.float16), head, np.ones(len(tiles), bool)
     )
-    data, settings, _ = layers.heatmap_layer(prediction, head.genes[1500])
+    data, settings, _ = map_layers.heatmap_layer(prediction, head.genes[1500])
     viewer.add_image(data, **settings)
     dock = ExploreWidget(viewer)
     qtbot.addWidget(dock)
@@ -525,7 +525,7 @@ def test_genes_are_ordered_by_what_they_do_on_this_map(viewer, qtbot, tmp_path, 
         prediction = peka.predict(
             slide, peka.load_model("demo"), output=tmp_path / "s.peka.zarr", config=peka.PredictConfig(device="cpu")
         )
-    data, settings, _ = layers.heatmap_layer(prediction, "ERBB2")
+    data, settings, _ = map_layers.heatmap_layer(prediction, "ERBB2")
     heat = viewer.add_image(data, **settings)
     dock = ExploreWidget(viewer)
     qtbot.addWidget(dock)
@@ -562,7 +562,7 @@ def test_a_set_of_genes_is_shown_as_a_score(viewer, qtbot, tmp_path, sample):
     with peka.open_slide(sample) as slide:
         config = peka.PredictConfig(device="cpu")
         prediction = peka.predict(slide, peka.load_model("demo"), output=tmp_path / "s.peka.zarr", config=config)
-    data, settings, _ = layers.heatmap_layer(prediction, "ERBB2")
+    data, settings, _ = map_layers.heatmap_layer(prediction, "ERBB2")
     heat = viewer.add_image(data, **settings)
     dock = ExploreWidget(viewer)
     qtbot.addWidget(dock)
@@ -603,7 +603,7 @@ def test_regions_have_numbers_and_genes_are_ranked_by_their_difference(viewer, q
     with peka.open_slide(sample) as slide:
         config = peka.PredictConfig(device="cpu", stride_px=112)
         prediction = peka.predict(slide, peka.load_model("demo"), output=tmp_path / "s.peka.zarr", config=config)
-    data, settings, _ = layers.heatmap_layer(prediction, "ERBB2")
+    data, settings, _ = map_layers.heatmap_layer(prediction, "ERBB2")
     viewer.add_image(data, **settings)
     dock = ExploreWidget(viewer)
     qtbot.addWidget(dock)
@@ -667,7 +667,7 @@ def test_a_map_is_exported_from_the_dock(viewer, qtbot, tmp_path, sample, tiny_m
         dock.resize(340, 700)
         dock.show()
         assert not dock.exports.isEnabled()
-        data, settings, _ = layers.heatmap_layer(prediction, "KRT8")
+        data, settings, _ = map_layers.heatmap_layer(prediction, "KRT8")
         viewer.add_image(data, **settings)
         qtbot.mouseClick(dock.fold.toggleButton(), Qt.MouseButton.LeftButton)
         wait_for(qtbot, lambda: dock.exports.panel.run_button.height() > 15)
@@ -710,7 +710,7 @@ def test_maps_of_two_slides_are_told_apart(viewer, qtbot, tiny_model, sample, ti
     qtbot.addWidget(dock)
     for path in (sample, tissue_tiff):
         with open_slide(path) as slide:
-            data, settings, _ = layers.heatmap_layer(run(slide, tiny_model), "ERBB2")
+            data, settings, _ = map_layers.heatmap_layer(run(slide, tiny_model), "ERBB2")
             viewer.add_image(data, **settings)
     texts = [dock.map.itemText(i) for i in range(dock.map.count())]
     assert len(texts) == 2
@@ -795,7 +795,7 @@ def test_no_words_are_cut_where_docks_share_the_height(qtbot, tmp_path, sample, 
     column.show()
     Pil.fromarray(np.full((500, 400, 3), 200, np.uint8)).save(tmp_path / "a_photo_without_any_resolution.png")
     with open_slide(sample) as slide:
-        data, settings, _ = layers.heatmap_layer(run(slide, tiny_model), "ERBB2")
+        data, settings, _ = map_layers.heatmap_layer(run(slide, tiny_model), "ERBB2")
         viewer.add_image(data, **settings)
     docks[0].open_slide(tmp_path / "a_photo_without_any_resolution.png")
     docks[0].panel.fail("a sentence that is long enough to need a second line and perhaps even a third one below that")
@@ -830,10 +830,3 @@ def test_by_default_the_result_lies_beside_the_slide(tmp_path, sample, monkeypat
     folder, note = default_folder(tmp_path / "a.svs")
     assert folder.name == "napari-peka"
     assert "You may not write beside the slide" in note
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_is_left():
-    yield
-    gc.collect()
-    assert not threads()

@@ -19,7 +19,7 @@ from qtpy.QtCore import Qt
 
 import napari_peka as peka
 from napari_peka.core.blend import PALETTES, blend
-from napari_peka.gui import layers, region_layers
+from napari_peka.gui import layers, map_layers, reader, region_layers
 from napari_peka.gui.explore_widget import ExploreWidget
 from napari_peka.gui.here import NOWHERE, ordinal, reading
 from napari_peka.gui.look import COLORMAPS, Look, colours
@@ -45,9 +45,9 @@ def viewer(make_napari_viewer):
 
 @pytest.fixture
 def heat(viewer, prediction):
-    for data, settings, _ in layers.sample_slide_data():
+    for data, settings, _ in reader.sample_slide_data():
         viewer.add_image(data, **settings)
-    data, settings, _ = layers.heatmap_layer(prediction, "ERBB2")
+    data, settings, _ = map_layers.heatmap_layer(prediction, "ERBB2")
     return viewer.add_image(data, **settings)
 
 
@@ -142,7 +142,7 @@ class TestCompare:
         assert "does not know the gene" in dock.compare.said.text()
         dock.compare.put(2, "cd74")
         qtbot.mouseClick(dock.compare.blend_button, Qt.MouseButton.LeftButton)
-        [layer] = [x for x in viewer.layers if layers.is_blend_of(x, prediction)]
+        [layer] = [x for x in viewer.layers if map_layers.is_blend_of(x, prediction)]
         assert layer.name == "ERBB2 (cyan) + CD74 (yellow)"
         assert layer.rgb
         maps = [prediction.raster(g).data for g in ("ERBB2", "CD74")]
@@ -151,7 +151,7 @@ class TestCompare:
         assert not heat.visible
         np.testing.assert_allclose(layer.extent.world, heat.extent.world)
         qtbot.mouseClick(dock.compare.blend_button, Qt.MouseButton.LeftButton)
-        assert sum(layers.is_blend_of(x, prediction) for x in viewer.layers) == 1  # another one takes its place
+        assert sum(map_layers.is_blend_of(x, prediction) for x in viewer.layers) == 1  # another one takes its place
 
     def test_side_by_side_and_back(self, dock, viewer, prediction, qtbot):
         unfold(qtbot, dock.compare_fold, dock.compare.beside_button)

@@ -17,7 +17,7 @@ from napari.layers import Image, Shapes
 from napari_peka.core.errors import RegionError, UnknownName
 from napari_peka.core.geometry import TileSpec, TileTable
 from napari_peka.core.head import GeneHead
-from napari_peka.gui import layers, region_layers
+from napari_peka.gui import layers, map_layers, reader, region_layers
 from napari_peka.io.slide import open_slide
 from napari_peka.io.store import Prediction
 
@@ -91,7 +91,7 @@ class TestMap:
     def test_every_tile_lies_exactly_on_its_pixels(self, prediction):
         """Guards the half pixel of both layers: napari's positions are centres, ours are edges."""
         slide = Image(np.zeros((2000, 3000, 3), np.uint8), rgb=True, scale=MPP)
-        heat = add(layers.heatmap_layer(prediction, "ERBB2"))
+        heat = add(map_layers.heatmap_layer(prediction, "ERBB2"))
         first = prediction.tiles.grid_yx.min(0)
         for k in (0, len(prediction.tiles) // 2, len(prediction.tiles) - 1):
             pixel = prediction.tiles.grid_yx[k] - first
@@ -101,18 +101,18 @@ class TestMap:
             assert heat.data[tuple(pixel)] == pytest.approx(prediction.values("ERBB2")[k])
 
     def test_one_layer_with_gene_and_unit(self, prediction):
-        heat = add(layers.heatmap_layer(prediction, "erbb2"))
+        heat = add(map_layers.heatmap_layer(prediction, "erbb2"))
         assert heat.name == "ERBB2 (log1p CP10K)"
         assert heat.colormap.name == "magma, low values fade"
         assert not heat.rgb
         assert layers.gene_of(heat) == "ERBB2"
         with pytest.raises(UnknownName, match="KRT8"):
-            layers.heatmap_layer(prediction, "KRT9")
+            map_layers.heatmap_layer(prediction, "KRT9")
 
     def test_another_gene_in_place(self, prediction):
-        heat = add(layers.heatmap_layer(prediction, "ERBB2"))
+        heat = add(map_layers.heatmap_layer(prediction, "ERBB2"))
         place = heat.translate.copy()
-        layers.update_heatmap(heat, prediction, "KRT8")
+        map_layers.update_heatmap(heat, prediction, "KRT8")
         assert heat.name == "KRT8 (log1p CP10K)"
         np.testing.assert_array_equal(heat.data, prediction.raster("KRT8").data)
         assert tuple(heat.translate) == tuple(place)
@@ -122,16 +122,16 @@ class TestMap:
     def test_fills_block_by_block(self, prediction):
         whole, part = prediction.embeddings.copy(), prediction.embeddings
         part[:] = np.nan
-        heat = add(layers.heatmap_layer(prediction, "ERBB2"))
+        heat = add(map_layers.heatmap_layer(prediction, "ERBB2"))
         assert np.isnan(heat.data).all()
-        layers.fill_blocks(heat, [])
+        map_layers.fill_blocks(heat, [])
         for block in prediction.tiles.blocks():
             part[block.start : block.stop] = whole[block.start : block.stop]
-            layers.fill_blocks(heat, [block])
+            map_layers.fill_blocks(heat, [block])
         np.testing.assert_allclose(heat.data, prediction.raster("ERBB2").data, rtol=1e-5)
 
     def test_without_held_out_scores_the_first_gene_is_shown(self, prediction):
-        assert layers.best_gene(prediction, wish=["nothing"]) == "ERBB2"
+        assert map_layers.best_gene(prediction, wish=["nothing"]) == "ERBB2"
 
 
 class TestRegion:
@@ -182,12 +182,12 @@ def test_the_view_in_level0_pixels():
 class TestReader:
     @pytest.mark.parametrize("name", ["a.svs", "A.NDPI", "b.mrxs", "c.ome.tiff", "d.ome.zarr", "e.peka.zarr"])
     def test_claims_slides_by_name(self, name):
-        assert layers.get_reader(name) is layers.read_layers
-        assert layers.get_reader([name]) is layers.read_layers
+        assert reader.get_reader(name) is reader.read_layers
+        assert reader.get_reader([name]) is reader.read_layers
 
     @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.csv", "plain.zarr", "missing.tif", "folder"])
     def test_leaves_other_files_alone(self, name):
-        assert layers.get_reader(name) is None
+        assert reader.get_reader(name) is None
 
     def test_a_tif_only_when_it_looks_like_a_slide(self, tmp_path, tissue_tiff):
         import tifffile
@@ -196,11 +196,11 @@ class TestReader:
         tifffile.imwrite(tmp_path / "photo.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb")
         (tmp_path / "empty.tif").touch()
         for name in ("cells", "photo", "empty"):
-            assert layers.get_reader(str(tmp_path / f"{name}.tif")) is None
-        assert layers.get_reader(str(tissue_tiff)) is layers.read_layers
+            assert reader.get_reader(str(tmp_path / f"{name}.tif")) is None
+        assert reader.get_reader(str(tissue_tiff)) is reader.read_layers
 
     def test_reads_the_sample(self):
-        [(levels, settings, kind)] = layers.sample_slide_data()
+        [(levels, settings, kind)] = reader.sample_slide_data()
         assert kind == "image"
         assert levels[0].shape == (2967, 2220, 3)
         settings["metadata"][layers.KEY]["slide"].close()
@@ -210,7 +210,7 @@ class TestReader:
 
         (tmp_path / "bad.svs").write_bytes(b"nothing")
         notification_manager.records.clear()
-        assert layers.read_layers(str(tmp_path / "bad.svs")) == [(None,)]
+        assert reader.read_layers(str(tmp_path / "bad.svs")) == [(None,)]
         (record,) = notification_manager.records
         assert "bad.svs" in record.message
         assert "Traceback" not in record.message
@@ -240,15 +240,15 @@ class TestManifest:
         ]
 
     def test_patterns_are_those_of_the_reader(self):
-        (reader,) = self.manifest().contributions.readers
-        claimed = {p.removeprefix("*") for p in reader.filename_patterns}
-        assert claimed == {*layers.SLIDE_ENDINGS, layers.RESULT_ENDING, layers.SESSION_ENDING}
+        (entry,) = self.manifest().contributions.readers
+        claimed = {p.removeprefix("*") for p in entry.filename_patterns}
+        assert claimed == {*reader.SLIDE_ENDINGS, reader.RESULT_ENDING, reader.SESSION_ENDING}
         assert not claimed & {".tif", ".tiff", ".jpg", ".png"}
 
 
 def test_docks_never_import_torch():
     import subprocess
 
-    code = "import sys, napari_peka.gui.layers, napari_peka.gui.predict_widget, napari_peka.gui.explore_widget"
+    code = "import sys, napari_peka.gui.reader, napari_peka.gui.predict_widget, napari_peka.gui.explore_widget"
     check = f"{code}; sys.exit(any(m in sys.modules for m in ('torch', 'timm', 'anndata')))"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

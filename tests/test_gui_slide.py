@@ -17,13 +17,16 @@ if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get(
     pytest.skip("no display; run under: xvfb-run -a python -m pytest", allow_module_level=True)
 
 import shapely
+import tifffile
 from PIL import Image
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QFileDialog
 
+from napari_peka import PredictConfig, load_model, plan_tiles
 from napari_peka.gui import layers, region_layers
 from napari_peka.gui.choosers import DOCK_WIDTH
 from napari_peka.gui.places import regions_path
+from napari_peka.gui.session_file import read_session, save_session, show_session
 from napari_peka.gui.slide_widget import SlideWidget
 from napari_peka.io.regions import regions_by_name, write_regions
 
@@ -77,29 +80,70 @@ def test_a_slide_says_what_it_is(dock, viewer, qtbot, svs):
     assert "aperio" in text.lower()
     assert dock.mpp.value() == pytest.approx(0.499, abs=1e-3)
     assert dock.width() <= DOCK_WIDTH
-    widgets = (dock.slide, dock.open_button, dock.mpp, dock.set_button, dock.tissue, dock.new_button,
-               dock.import_button, dock.export_button, *dock.usual.values())  # fmt: skip
+    widgets = (dock.slide, dock.open_button, dock.mpp, dock.set_button, dock.tissue.shown, dock.tissue.threshold,
+               dock.new_button, dock.import_button, dock.export_button, *dock.usual.values())  # fmt: skip
     assert all(w.toolTip() for w in widgets)
 
 
 def test_the_tissue_is_shown_and_measured(dock, viewer, qtbot, svs):
     dock.open_slide(svs)
-    dock.tissue.click()
+    dock.tissue.shown.click()
     wait_for(qtbot, lambda: len(viewer.layers) == 2)
     tissue = viewer.layers[-1]
-    assert "mm²" in dock.area.text()
-    assert 0.2 < float(dock.area.text().split(",")[1].split("%")[0]) / 100 < 0.8
+    assert "mm²" in dock.tissue.said.text()
+    assert 0.2 < float(dock.tissue.said.text().split(",")[1].split("%")[0]) / 100 < 0.8
     slide = layers.slide_of(viewer.layers[0])
     low, high = tissue.extent.world
     size = np.array(slide.shape) * slide.mpp
     np.testing.assert_allclose(high - low, size, atol=2 * max(tissue.scale))
     viewer.layers.remove(tissue)
-    assert not dock.tissue.isChecked()
-    dock.tissue.click()
+    assert not dock.tissue.shown.isChecked()
+    dock.tissue.shown.click()
     wait_for(qtbot, lambda: len(viewer.layers) == 2)
-    dock.tissue.click()
+    dock.tissue.shown.click()
     assert len(viewer.layers) == 1
-    assert dock.area.text() == ""
+    assert dock.tissue.said.text() == ""
+
+
+def test_the_threshold_of_tissue_is_chosen_kept_and_taken(dock, viewer, qtbot, svs, tmp_path):
+    dock.open_slide(svs)
+    assert dock.tissue.threshold.text() == "by itself"
+    dock.tissue.shown.click()
+    wait_for(qtbot, lambda: "threshold" in dock.tissue.said.text())
+    usual = viewer.layers[-1].data.mean()
+    dock.tissue.threshold.setValue(50)
+    wait_for(qtbot, lambda: "threshold 50" in dock.tissue.said.text())
+    assert 0 < viewer.layers[-1].data.mean() < 0.8 * usual
+    slide = layers.slide_of(viewer.layers[0])
+    config = PredictConfig(tissue_threshold=layers.tissue_threshold_of(viewer.layers[0]))
+    model = load_model("demo")
+    assert 0 < len(plan_tiles(slide, model, config)) < len(plan_tiles(slide, model))
+    # it comes back with a session, and stays when the slide gets another resolution
+    save_session(dock.session, tmp_path / "seen.peka.json")
+    dock.mpp.setValue(0.4)
+    click(qtbot, dock.set_button)
+    assert dock.tissue.threshold.value() == 50
+    viewer.layers.clear()
+    show_session(dock.session, read_session(tmp_path / "seen.peka.json"))
+    wait_for(qtbot, lambda: dock.tissue.threshold.value() == 50)
+
+
+def test_a_label_is_shown_only_when_asked_for(dock, viewer, qtbot, tmp_path):
+    with tifffile.TiffWriter(tmp_path / "named.tif") as file:
+        for name, image in (("case 7", np.full((600, 800, 3), 230)), ("label", np.full((90, 60, 3), (10, 20, 250)))):
+            file.write(image.astype(np.uint8), photometric="rgb", tile=(128, 128), description=name, metadata=None)
+    assert dock.beside.isHidden()
+    dock.open_slide(tmp_path / "named.tif")
+    assert [dock.beside.text(), len(viewer.layers)] == ["show label", 1]
+    dock.beside.click()
+    label = viewer.layers[-1]
+    assert label.data[0, 0].tolist() == [10, 20, 250]
+    low, high = label.extent.world
+    np.testing.assert_allclose((high - low)[1], 200, atol=5)  # a quarter of the slide's width, above its upper edge
+    assert high[0] < 0
+    dock.beside.click()
+    assert len(viewer.layers) == 1
+    assert not dock.beside.isChecked()
 
 
 def test_regions_are_saved_by_themselves_and_come_back(dock, viewer, qtbot, svs):
@@ -164,6 +208,8 @@ def test_regions_are_exchanged_with_qupath(dock, viewer, qtbot, svs, tmp_path, m
 def test_a_slide_without_resolution_gets_one_and_regions_stay_on_their_tissue(dock, viewer, qtbot, tmp_path):
     Image.fromarray(np.full((800, 1000, 3), 200, np.uint8)).save(tmp_path / "photo.png")
     dock.open_slide(tmp_path / "photo.png")
+    assert "opening photo.png" in dock.about.text()
+    wait_for(qtbot, lambda: len(viewer.layers) == 1)
     assert "does not say how large a pixel is" in dock.about.text()
     click(qtbot, dock.new_button)
     assert "set its µm per pixel first" in dock.error.text()
@@ -269,7 +315,7 @@ def test_spots_offer_the_size_of_a_pixel(dock, viewer, qtbot, svs):
     from napari_peka.io.slide import open_slide
 
     class Measured:
-        section_id = "A"
+        section_id, path = "A", None
 
         def __init__(self, slide):
             self.slide = slide

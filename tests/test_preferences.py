@@ -10,10 +10,11 @@ pytest.importorskip("napari", reason="napari is not installed (pip install 'napa
 
 from napari.components import ViewerModel
 
-from napari_peka.gui import layers, preferences
+from napari_peka.gui import map_layers, preferences
 from napari_peka.gui.look import COLORMAPS
 from napari_peka.gui.session import session_of
 from napari_peka.io import cache
+from napari_peka.io.readers.base import MEMORY_ENVIRONMENT, cache_bytes
 from napari_peka.models.folder import models_folder
 
 
@@ -31,15 +32,20 @@ def page(plugin_settings, npe2pm):
 
 
 def test_what_is_set_is_used(page, monkeypatch, tmp_path):
-    for name in ("NAPARI_PEKA_MODELS", cache.ENVIRONMENT, "HF_HUB_OFFLINE"):
+    for name in ("NAPARI_PEKA_MODELS", cache.ENVIRONMENT, "HF_HUB_OFFLINE", MEMORY_ENVIRONMENT):
         monkeypatch.setenv(name, "")
     page.storage.models_folder = str(tmp_path / "models")
     page.storage.cache_folder = str(tmp_path / "cache")
     page.storage.offline = True
+    page.storage.slide_memory_mb = 300
     session_of(ViewerModel())
+    assert cache_bytes() == 300 * 2**20
     assert models_folder() == tmp_path / "models"
     assert cache.cache_folder() == tmp_path / "cache"
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+    page.storage.offline = False
+    preferences.apply()
+    assert "HF_HUB_OFFLINE" not in os.environ
     assert preferences.setting("predict", "device", None) == "auto"
     assert preferences.setting("predict", "no such thing", 7) == 7
 
@@ -58,7 +64,7 @@ def test_new_maps_look_as_the_last_one(page, sample, tiny_model):
     preferences.remember("maps", "colormap", "viridis")
     preferences.remember("maps", "fade", False)
     preferences.remember("maps", "colormap", "jet")  # not on the page: nothing happens
-    assert layers.heatmap_layer(prediction, "KRT8")[1]["colormap"].name == "viridis"
+    assert map_layers.heatmap_layer(prediction, "KRT8")[1]["colormap"].name == "viridis"
     assert page.maps.colormap == "viridis"
 
 

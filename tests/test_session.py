@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from napari.components import ViewerModel
 
 import napari_peka as peka
 from napari_peka.core.errors import StoreError
-from napari_peka.gui import layers, region_layers
+from napari_peka.gui import layers, map_layers, region_layers
 from napari_peka.gui.look import Look
 from napari_peka.gui.session import OpenSection, session_of
 from napari_peka.gui.session_file import read_session, save_session, show_session
@@ -33,6 +34,7 @@ class Closes:
 
     def __init__(self, name: str, slide: object = None) -> None:
         self.section_id, self.slide, self.closed = name, slide, False
+        self.path = Path(f"{name}.tsv.gz")
 
     def close(self) -> None:
         self.closed = True
@@ -70,6 +72,19 @@ def test_sections_belong_to_slides_and_are_closed(viewer, sample):
     assert session.sections() == []
 
 
+def test_sections_of_two_files_that_are_called_the_same_are_both_kept(viewer, shared_data, tmp_path):
+    session, st_section = session_of(viewer), shared_data / "st" / "C5.tsv.gz"
+    session.add_sections([OpenSection(peka.read_section(st_section))])
+    name = session.sections()[0].section.section_id
+    for file in st_section.parent.glob(f"{name}*"):
+        shutil.copy(file, tmp_path / file.name)
+    session.add_sections([OpenSection(peka.read_section(tmp_path / st_section.name))])
+    first, second = (x.section for x in session.sections())
+    assert (first.section_id, second.section_id) == (name, f"{name}-2")
+    assert list(second.adata.uns["spatial"]) == [f"{name}-2"]
+    assert f"another section is named {name} too" in second.warnings[-1]
+
+
 def test_a_session_ends_with_its_viewer():
     viewer = ViewerModel()
     section = Closes("A")
@@ -105,7 +120,7 @@ class TestFile:
         for data, settings, _ in [layers.slide_layer(slide)]:
             viewer.add_image(data, **settings)
         look = Look("viridis", False, (5.0, 95.0), locked=True, smooth=True, linear=True)
-        data, settings, _ = layers.heatmap_layer(peka.read_prediction(folder / "case.peka.zarr"), "KRT8", look)
+        data, settings, _ = map_layers.heatmap_layer(peka.read_prediction(folder / "case.peka.zarr"), "KRT8", look)
         layer = viewer.add_image(data, **settings)
         layer.opacity, layer.contrast_limits = 0.25, (0.5, 1.5)
         data, settings, _ = region_layers.regions_layer(slide, {"tumour": shapely.box(100, 200, 900, 800)})
@@ -131,7 +146,7 @@ class TestFile:
         heat = session_of(again).layer_of(prediction)
         before = next(x for x in viewer.layers if layers.gene_of(x))
         assert layers.gene_of(heat) == "KRT8"
-        assert layers.look_of(heat) == layers.look_of(before)
+        assert map_layers.look_of(heat) == map_layers.look_of(before)
         np.testing.assert_array_equal(heat.data, before.data)
         assert (heat.opacity, heat.contrast_limits, heat.name) == (0.25, [0.5, 1.5], before.name)
         assert heat.interpolation2d == "linear"
@@ -172,7 +187,7 @@ class TestFile:
     def test_a_map_that_was_never_written_is_said(self, sample, tiny_model, tmp_path):
         viewer = ViewerModel()
         with peka.open_slide(sample) as slide:
-            data, settings, _ = layers.heatmap_layer(peka.predict(slide, tiny_model), "KRT8")
+            data, settings, _ = map_layers.heatmap_layer(peka.predict(slide, tiny_model), "KRT8")
         viewer.add_image(data, **settings)
         [said] = save_session(session_of(viewer), tmp_path / "a")
         assert "cannot be brought back" in said

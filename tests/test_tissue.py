@@ -102,6 +102,18 @@ def test_find_tissue_gives_mask_scale_and_area(tissue_tiff):
     assert tissue.polygons().area == pytest.approx(truth.sum(), rel=0.02)
 
 
+@given(st.lists(st.floats(3, 90), min_size=2, max_size=2))
+@settings(max_examples=10, deadline=None)
+def test_a_higher_threshold_finds_less_and_the_found_one_the_same(thumbnail, found, thresholds):
+    low, high = sorted(thresholds)
+    few, many = (tissue_mask(thumbnail, threshold=t) for t in (high, low))
+    assert few.sum() <= many.sum()
+    with peka.open_slide(peka.sample_slide()) as slide:
+        by_itself = peka.find_tissue(slide)
+        again = peka.find_tissue(slide, threshold=by_itself.threshold)
+    np.testing.assert_array_equal(by_itself.mask.data, again.mask.data)
+
+
 def test_area_is_none_when_nobody_knows_the_mpp(tmp_path):
     Image.fromarray(painted()[0]).save(tmp_path / "no_mpp.png")
     tissue = peka.find_tissue(peka.open_slide(tmp_path / "no_mpp.png"))

@@ -216,6 +216,10 @@ def predict(
         ),
     ] = None,
     min_tissue: Annotated[float, typer.Option(help="Least share of a tile that must be tissue.")] = 0.25,
+    tissue_threshold: Annotated[
+        float | None,
+        typer.Option(help="Lab distance from glass that tissue has at least; else it is found."),
+    ] = None,
     find_tissue: Annotated[
         bool, typer.Option(help="Only tiles on tissue, or every tile of the region or slide.")
     ] = True,
@@ -229,7 +233,7 @@ def predict(
 
     config = PredictConfig(
         device=device, precision=precision, batch_size=batch_size, stride_px=stride_px, min_tissue=min_tissue,
-        find_tissue=find_tissue,
+        find_tissue=find_tissue, tissue_threshold=tissue_threshold,
     )  # fmt: skip
     _check_names(slides)
     loaded = _model(model)

@@ -38,6 +38,9 @@ class PredictConfig(Settings):
         None, ge=1, description="distance of tiles in px at the model's mpp; None: no overlap"
     )
     find_tissue: bool = Field(True, description="only tiles on tissue; off: every tile of the region or slide")
+    tissue_threshold: float | None = Field(
+        None, gt=0, le=100, description="Lab distance from glass that tissue has at least; None: found by itself"
+    )
     min_tissue: float = Field(0.25, ge=0, le=1, description="least share of a tile that must be tissue")
     min_region: float = Field(0.5, ge=0, le=1, description="least share of a tile that must lie in the region")
     readers: int | None = Field(None, ge=1, le=64, description="threads that read the slide; None: by the machine")

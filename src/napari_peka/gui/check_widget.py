@@ -174,7 +174,7 @@ class CheckWidget(QWidget):
         self._opening.ask(partial(check_jobs.read, path, prediction, None if slide is None else slide.path))
 
     def _opened(self, opened: OpenSection) -> None:
-        self.form.wish(opened.section.section_id)
+        self.form.wish(self.session.name_apart(opened))
         self.session.add_sections([opened])
 
     # -- which gene ----------------------------------------------------------------------------------------------

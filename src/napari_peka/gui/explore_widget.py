@@ -24,10 +24,11 @@ from qtpy.QtWidgets import (
 from superqt import QCollapsible
 
 from napari_peka.core.errors import PekaError
-from napari_peka.gui import layers, region_layers
+from napari_peka.gui import layers, map_layers, region_layers
 from napari_peka.gui.aside import Aside
 from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, notice, scrolled, slim, with_button
 from napari_peka.gui.compare_panel import ComparePanel
+from napari_peka.gui.compare_view import show_beside, show_blend
 from napari_peka.gui.export_panel import ExportPanel
 from napari_peka.gui.gene_model import DIFFERENCE, GENE, MEASURES, PCC, VALUE, GeneModel, gene_view
 from napari_peka.gui.here import Here
@@ -185,7 +186,7 @@ class ExploreWidget(QWidget):
         bad = 0 if prediction is None else prediction.n_unreadable
         self.unreadable.setVisible(bad > 0)
         self.unreadable.setText(f"show {bad} unreadable tiles")
-        self._quietly(self.unreadable, any(layers.shows_unreadable(x, prediction) for x in self.viewer.layers))
+        self._quietly(self.unreadable, any(map_layers.shows_unreadable(x, prediction) for x in self.viewer.layers))
         if prediction is None:
             self._head = self._told = None
             self.regions.show_gene(None, None)
@@ -203,9 +204,9 @@ class ExploreWidget(QWidget):
             self._ask_numbers()
         layer.events.contrast_limits.connect(self._colours_changed)  # a second connection is the first one
         self._quietly(self.opacity, round(layer.opacity * 100))
-        self.look.show_look(layers.look_of(layer), prediction.unit)
+        self.look.show_look(map_layers.look_of(layer), prediction.unit)
         self.here.follow(layer)
-        layers.show_colour_bar(layer)
+        map_layers.show_colour_bar(layer)
         self.bar.setChecked(True)
         self._select(layers.gene_of(layer) or prediction.genes[0])
 
@@ -268,7 +269,7 @@ class ExploreWidget(QWidget):
         self._fail(None)
         try:
             prediction = read_prediction(path)
-            data, settings, _ = layers.heatmap_layer(prediction, layers.best_gene(prediction))
+            data, settings, _ = map_layers.heatmap_layer(prediction, map_layers.best_gene(prediction))
         except Exception as e:  # noqa: BLE001 - a person gets a sentence, never a traceback
             self._fail(e)
             return
@@ -333,7 +334,7 @@ class ExploreWidget(QWidget):
             return
         if gene != layers.gene_of(layer):
             try:
-                layers.update_heatmap(layer, prediction, gene)
+                map_layers.update_heatmap(layer, prediction, gene)
             except Exception as e:  # noqa: BLE001 - a person gets a sentence, never a traceback
                 self._fail(e)
         self._describe(prediction.head.index(gene))
@@ -354,7 +355,7 @@ class ExploreWidget(QWidget):
         head = self._head
         self.regions.show_gene(self._told, head.genes[row])
         gene_id = f" · {head.gene_ids[row]}" if head.gene_ids and head.gene_ids[row] else ""
-        low, high = layers.colours_of(self.map.layer())
+        low, high = map_layers.colours_of(self.map.layer())
         unit, trust = layers.unit_of(self.map.layer()), trust_text(self.genes.pcc(row))
         self.about.setText(
             f"<b>{head.genes[row]}</b>{gene_id}<br>{unit}, predicted; {trust}<br>"
@@ -384,7 +385,7 @@ class ExploreWidget(QWidget):
         layer = self.map.layer()
         shown = layers.prediction_of(layer)
         if shown is not None and shown is prediction:
-            layers.show_values(layer, shown, name, SCORE_UNIT, values)
+            map_layers.show_values(layer, shown, name, SCORE_UNIT, values)
             self.table.clearSelection()
             self.table.setCurrentIndex(QModelIndex())
             self.about.setText(
@@ -397,7 +398,7 @@ class ExploreWidget(QWidget):
         regions = self.regions.regions()
         if not regions and slide is not None and (drawn := self.session.regions_of(slide)) is not None:
             regions = region_layers.regions_of(drawn, slide.mpp)
-        shown = None if prediction is None else layers.figure_look(self.map.layer())
+        shown = None if prediction is None else map_layers.figure_look(self.map.layer())
         self.exports.choose(prediction, slide, self.gene(), self.genes.listed(), regions, shown)
 
     # -- how it looks --------------------------------------------------------------------------------------------
@@ -408,7 +409,7 @@ class ExploreWidget(QWidget):
 
     def _set_look(self, look: Look) -> None:
         if (layer := self.map.layer()) is not None:
-            layers.set_look(layer, look)
+            map_layers.set_look(layer, look)
             remember("maps", "colormap", look.colormap)
             remember("maps", "fade", look.fade)
             self._colours_changed()
@@ -419,50 +420,19 @@ class ExploreWidget(QWidget):
             self.compare.put(number, gene)
 
     def _blend(self, genes: list[str], palette: str) -> None:
-        """Show up to three genes as one picture; it lies above the map, which stays."""
-        layer = self.map.layer()
-        prediction = layers.prediction_of(layer)
-        if prediction is None:
-            return
-        if not any(genes):
-            self.compare.said.setText("name a gene, or take the picked one")
-            return
         try:
-            data, settings, _ = layers.blend_layer(prediction, genes, palette, layers.look_of(layer))
+            said = show_blend(self.viewer, self.map.layer(), genes, palette)
         except PekaError as e:
-            self.compare.said.setText(sentence(e))
-            return
-        old = next((x for x in self.viewer.layers if layers.is_blend_of(x, prediction)), None)
-        if old is not None:
-            self.viewer.layers.remove(old)
-        layer.visible = False
-        self.viewer.add_image(data, **settings)
-        self.viewer.layers.selection.active = layer
-        self.compare.said.setText(f"{settings['name']}: remove or hide its layer to see the single map again")
+            said = sentence(e)
+        self.compare.said.setText(said)
 
     def _beside(self, genes: list[str]) -> None:
-        """Show a view a gene and one of the slide, or go back to one view."""
-        layer = self.map.layer()
-        prediction = layers.prediction_of(layer)
-        self.viewer.grid.enabled = False
-        for old in [x for x in self.viewer.layers if layers.is_beside(x)]:
-            self.viewer.layers.remove(old)
-        if prediction is None or not genes:
-            self.compare.said.setText("")
-            self.compare.beside_button.setChecked(False)
-            return
         try:
-            tuples = [layers.heatmap_layer(prediction, gene, layers.look_of(layer)) for gene in genes]
+            said = show_beside(self.viewer, self.map.layer(), genes)
         except PekaError as e:
-            self.compare.said.setText(sentence(e))
-            self.compare.beside_button.setChecked(False)
-            return
-        for data, settings, _ in tuples:
-            layers.show_colour_bar(self.viewer.add_image(data, **layers.as_beside(settings)))
-        self.viewer.layers.selection.active = layer
-        self.viewer.grid.stride = 1
-        self.viewer.grid.enabled = True
-        self.compare.said.setText("a view a layer; they move together. Press again for one view")
+            said = sentence(e)
+        self.compare.beside_button.setChecked(self.viewer.grid.enabled)
+        self.compare.said.setText(said)
 
     def _set_bar(self, on: bool) -> None:
         if (layer := self.map.layer()) is not None:
@@ -470,10 +440,10 @@ class ExploreWidget(QWidget):
 
     def _set_unreadable(self, on: bool) -> None:
         prediction = layers.prediction_of(self.map.layer())
-        for old in [x for x in self.viewer.layers if layers.shows_unreadable(x, prediction)]:
+        for old in [x for x in self.viewer.layers if map_layers.shows_unreadable(x, prediction)]:
             self.viewer.layers.remove(old)
         if on and prediction is not None:
-            data, settings, _ = layers.unreadable_layer(prediction)
+            data, settings, _ = map_layers.unreadable_layer(prediction)
             self.viewer.add_image(data, **settings)
 
 

@@ -22,7 +22,7 @@ from qtpy.QtWidgets import (
 
 from napari_peka.core.errors import MissingResolution, PekaError
 from napari_peka.core.progress import JobProgress
-from napari_peka.gui import layers, region_layers
+from napari_peka.gui import layers, map_layers, region_layers
 from napari_peka.gui.choosers import (
     DOCK_WIDTH,
     FolderField,
@@ -270,7 +270,7 @@ class PredictWidget(QWidget):
         while self._news:
             self._news.popleft()()
         if self._map is not None and self._map in self.viewer.layers:
-            layers.fill_blocks(self._map, [self._blocks.popleft() for _ in range(len(self._blocks))])
+            map_layers.fill_blocks(self._map, [self._blocks.popleft() for _ in range(len(self._blocks))])
         if self._schedule is not None and self._slide_layer in self.viewer.layers:
             self._schedule.prefer(layers.visible_rect(self.viewer, self._slide_layer))
 
@@ -289,10 +289,10 @@ class PredictWidget(QWidget):
         for old in [x for x in self.viewer.layers if layers.output_of(x) == output]:
             wish = [layers.gene_of(old) or "", *wish]
             self.viewer.layers.remove(old)
-        data, settings, _ = layers.heatmap_layer(prediction, layers.best_gene(prediction, wish))
+        data, settings, _ = map_layers.heatmap_layer(prediction, map_layers.best_gene(prediction, wish))
         self._map = self.viewer.add_image(data, **settings)
         layers.set_output(self._map, output)
-        layers.show_colour_bar(self._map)
+        map_layers.show_colour_bar(self._map)
         # shapes drawn next take the scale of the selected layer: the slide's, not that of the map's coarse pixels
         if self._slide_layer in self.viewer.layers:
             self.viewer.layers.selection.active = self._slide_layer

@@ -12,9 +12,13 @@ from typing import Any
 
 from napari_peka.gui.look import COLORMAPS, Look
 from napari_peka.io import cache
+from napari_peka.io.readers.base import MEMORY_ENVIRONMENT
 from napari_peka.models.folder import use_models_folder
 
 _PLUGIN = "napari-peka"
+_OFFLINE = "HF_HUB_OFFLINE"
+#: whether this page keeps us from the hub
+_forbidden = False
 
 
 def setting(group: str, name: str, default: Any) -> Any:
@@ -43,11 +47,24 @@ def apply() -> None:
         use_models_folder(folder)
     if folder := str(setting("storage", "cache_folder", "")).strip():
         os.environ[cache.ENVIRONMENT] = folder
-    if setting("storage", "offline", False):
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        hub = sys.modules.get("huggingface_hub.constants")
-        if hub is not None:  # it reads the environment once, when it is imported
-            hub.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+    if memory := int(setting("storage", "slide_memory_mb", 0)):
+        os.environ[MEMORY_ENVIRONMENT] = str(memory)
+    _go_offline(bool(setting("storage", "offline", False)))
+
+
+def _go_offline(wish: bool) -> None:
+    """Reach no hub; without the wish, reach it again unless somebody else forbade it."""
+    global _forbidden
+    if wish == _forbidden or (wish and os.environ.get(_OFFLINE) == "1"):
+        return
+    _forbidden = wish
+    if wish:
+        os.environ[_OFFLINE] = "1"
+    else:
+        os.environ.pop(_OFFLINE, None)
+    hub = sys.modules.get("huggingface_hub.constants")
+    if hub is not None:  # it reads the environment once, when it is imported
+        hub.HF_HUB_OFFLINE = wish  # type: ignore[attr-defined]
 
 
 def tidy_cache() -> None:

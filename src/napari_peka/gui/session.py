@@ -7,6 +7,7 @@ signals.
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,14 +109,29 @@ class Session:
     # -- sections ------------------------------------------------------------------------------------------------
 
     def add_sections(self, added: list[OpenSection]) -> None:
-        """Take sections that were read; one of a name that is open replaces it, and the old one is closed."""
+        """Take sections that were read; one that is open replaces itself, and the old one is closed.
+
+        One of another file that is called the same is given a name of its own, and says so.
+        """
         for item in added:
-            name = item.section.section_id
+            name = self.name_apart(item)
             old = self._sections.get(name)
             self._sections[name] = item
             if old is not None and old.section is not item.section:
                 old.section.close()
         self.sections_changed.emit()
+
+    def name_apart(self, item: OpenSection) -> str:
+        """Give a section another name where one of another file has it, and return its name."""
+        from napari_peka.io.section import rename
+
+        section, old = item.section, item.section.section_id
+        if old not in self._sections or self._sections[old].section.path == section.path:
+            return old
+        name = next(f"{old}-{i}" for i in itertools.count(2) if f"{old}-{i}" not in self._sections)
+        rename(section, name)
+        section.warnings.append(f"another section is named {old} too: this one, {section.path}, is {name}")
+        return name
 
     def remove_section(self, name: str) -> None:
         """Close a section; an unknown name is none."""

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from napari_peka.core import files
 from napari_peka.core.errors import PekaError, StoreError
 from napari_peka.core.progress import NULL, Progress
-from napari_peka.gui import layers, region_layers
+from napari_peka.gui import layers, map_layers, reader, region_layers
 from napari_peka.gui.look import Look
 from napari_peka.gui.places import regions_path
 from napari_peka.gui.session import OpenSection, Session
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from napari_peka.io.store import Prediction
 
 T = TypeVar("T")
-ENDING = layers.SESSION_ENDING
+ENDING = reader.SESSION_ENDING
 SCHEMA = 1
 #: what a section's request may hold that is a path
 _PATHS = ("image",)
@@ -45,6 +45,7 @@ class _Slide(_Shown):
     fingerprint: str = ""
     mpp: list[float] | None = None
     regions: str | None = None
+    tissue_threshold: float | None = None
 
 
 class _Map(_Shown):
@@ -130,6 +131,7 @@ def save_session(session: Session, path: Path | str) -> list[str]:
                 _Slide(
                     **_shown(layer, slide.path, base), fingerprint=slide.fingerprint,
                     mpp=list(slide.mpp) if given else None, regions=_write_regions(session, slide, base),
+                    tissue_threshold=layers.tissue_threshold_of(layer),
                 )
             )  # fmt: skip
         elif (prediction := layers.prediction_of(layer)) is not None:
@@ -137,7 +139,7 @@ def save_session(session: Session, path: Path | str) -> list[str]:
                 problems.append(f"{layer.name} is not finished or was never written, so it cannot be brought back")
                 continue
             limits = list(map(float, layer.contrast_limits))
-            look = layers.look_of(layer).as_json()
+            look = map_layers.look_of(layer).as_json()
             said.maps.append(
                 _Map(
                     **_shown(layer, prediction.path, base), gene=layers.gene_of(layer), look=look,
@@ -210,23 +212,23 @@ def show_session(session: Session, opened: Opened) -> None:
     viewer = session.viewer
     with session.at_once():
         for said, slide, regions in opened.slides:
-            data, settings, _ = layers.slide_layer(slide)
+            data, settings, _ = layers.slide_layer(slide, said.tissue_threshold)
             viewer.add_image(data, **(settings | {"visible": said.visible, "opacity": said.opacity}))
             # a dock that is open may have brought them back by itself
             if regions and slide.resolution is not None and session.regions_of(slide) is None:
                 data, settings, _ = region_layers.regions_layer(slide, regions)
                 viewer.add_shapes(data, **settings)
         for kept, prediction in opened.maps:
-            gene = layers.best_gene(prediction, [g for g in (kept.gene,) if g])
+            gene = map_layers.best_gene(prediction, [g for g in (kept.gene,) if g])
             look = Look.from_json(kept.look)
-            data, settings, _ = layers.heatmap_layer(prediction, gene, look)
+            data, settings, _ = map_layers.heatmap_layer(prediction, gene, look)
             settings |= {"visible": kept.visible, "opacity": kept.opacity}
             layer = viewer.add_image(data, **settings)
             if gene == kept.gene and kept.contrast_limits is not None:
                 low, high = kept.contrast_limits
                 layer.contrast_limits_range = (min(low, np.nanmin(data)), max(high, np.nanmax(data)))
                 layer.contrast_limits = (low, high)
-            layers.show_colour_bar(layer)
+            map_layers.show_colour_bar(layer)
     if any(slide.resolution is not None for _, slide, _ in opened.slides):
         layers.show_scale_bar(viewer)
     if opened.sections:

@@ -26,10 +26,12 @@ from napari_peka.core.errors import PekaError
 from napari_peka.gui import layers, region_layers
 from napari_peka.gui.aside import Aside
 from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, notice, scrolled, with_button
+from napari_peka.gui.opening import Opener
 from napari_peka.gui.places import regions_path
 from napari_peka.gui.run_panel import sentence
 from napari_peka.gui.session import session_of
 from napari_peka.gui.session_panel import SessionPanel
+from napari_peka.gui.tissue_panel import TissuePanel
 from napari_peka.io.regions import regions_by_name, write_regions
 from napari_peka.io.slide import ALLOWED_MPP
 
@@ -55,7 +57,7 @@ class SlideWidget(QWidget):
         self.session = session_of(napari_viewer)
         self._greeted: list[Any] = []
         self._followed: Any = None
-        self._tissue, self._writing = Aside(self), Aside(self)
+        self._writing, self._opening = Aside(self), Opener(self.viewer, self)
         self._autosave = QTimer(self)
         self._autosave.setSingleShot(True)
         self._autosave.setInterval(AUTOSAVE_MS)
@@ -89,9 +91,9 @@ class SlideWidget(QWidget):
             "read, and the picture sharpens a moment later"
         )
         self.background.setChecked(bool(get_settings().experimental.async_))
-        self.tissue = QCheckBox("show tissue")
-        self.tissue.setToolTip("Where tiles are predicted: what is found to be tissue on the slide's overview")
-        self.area = Text()
+        self.beside = QCheckBox()
+        self.beside.setToolTip("In a row above the slide. A label may show a name: mind who looks on")
+        self.tissue = TissuePanel(self.viewer)
         self.new_button = QPushButton("Draw…")
         self.new_button.setToolTip("A layer for regions: draw polygons in it; they are saved by themselves")
         self.import_button = QPushButton("Import…")
@@ -105,13 +107,13 @@ class SlideWidget(QWidget):
         self._lay_out()
         self.slide.changed.connect(self._slide_changed)
         self.open_button.clicked.connect(self.ask_open)
+        self._opening.opened.connect(self.slide.choose)
+        self._opening.failed.connect(self._not_opened)
         self.set_button.clicked.connect(self._set_mpp)
         self.spots_button.clicked.connect(self._offer_spots)
         self.session.sections_changed.connect(self._sections_changed)
         self.background.toggled.connect(_load_in_background)
-        self.tissue.toggled.connect(self._show_tissue)
-        self._tissue.done.connect(self._found_tissue)
-        self._tissue.failed.connect(self._fail)
+        self.beside.clicked.connect(self._show_beside)
         self.new_button.clicked.connect(self.draw)
         self.import_button.clicked.connect(self._import)
         self.export_button.clicked.connect(self._export)
@@ -132,8 +134,8 @@ class SlideWidget(QWidget):
             line.addWidget(button)
         form.addRow(offers)
         form.addRow("", self.background)
-        form.addRow("Tissue", self.tissue)
-        form.addRow("", self.area)
+        form.addRow("", self.beside)
+        form.addRow(self.tissue)
         drawn = QWidget()
         line = QHBoxLayout(drawn)
         line.setContentsMargins(0, 0, 0, 0)
@@ -158,7 +160,6 @@ class SlideWidget(QWidget):
         for widget in (
             self.mpp,
             self.set_button,
-            self.tissue,
             self.new_button,
             self.import_button,
             *self.usual.values(),
@@ -166,9 +167,9 @@ class SlideWidget(QWidget):
             widget.setEnabled(slide is not None)
         self.about.setText("Open a slide to begin." if slide is None else layers.slide_words(slide))
         self.mpp.setValue(0.0 if slide is None or slide.resolution is None else float(np.mean(slide.resolution.mpp)))
-        self._quietly(self.tissue, self._of("tissue") is not None)
+        self.tissue.follow(layer)
+        self._tell_beside()
         self._sections_changed()
-        self.area.setText("")
         if slide is not None and layer not in self._greeted:
             self._greeted.append(layer)
             self._bring_regions_back(slide)
@@ -191,21 +192,13 @@ class SlideWidget(QWidget):
 
     def open_slide(self, path: Path) -> None:
         """Open a slide as a layer and choose it; what is wrong with it is said in the error line."""
-        from napari_peka.io.slide import open_slide
-
         self._fail(None)
-        try:
-            slide = open_slide(path)
-            data, settings, _ = layers.slide_layer(slide)
-        except PekaError as e:
-            self._fail(e)
-            return
-        layer = self.viewer.add_image(data, **settings)
-        self.viewer.layers.move(self.viewer.layers.index(layer), 0)  # below maps and regions
-        self.slide.choose(layer)
-        if slide.resolution is not None:  # pixels would not be a scale
-            layers.show_scale_bar(self.viewer)
-        self.viewer.reset_view()
+        self.about.setText(f"opening {path.name}")
+        self._opening.open(path)
+
+    def _not_opened(self, error: BaseException) -> None:
+        self._slide_changed()
+        self._fail(error)
 
     def _sections_changed(self) -> None:
         """Offer what spots say of the pixel's size, where spots of this slide are open."""
@@ -238,8 +231,8 @@ class SlideWidget(QWidget):
             return
         layers.set_resolution(layer, opened)
         layers.show_scale_bar(self.viewer)
-        for kind in ("regions", "tissue"):
-            if (other := self._of(kind, slide)) is not None:
+        for other in self.viewer.layers:
+            if any(layers.is_part_of(other, kind, slide) for kind in ("regions", "tissue", "associated")):
                 layers.adopt(other, opened)
                 layers.rescale(other, np.array(layer.scale, float)[:2] / before)
         self.viewer.reset_view()
@@ -247,27 +240,32 @@ class SlideWidget(QWidget):
         if any(layers.is_map_of(x, slide) for x in self.viewer.layers):
             self._fail("maps made with the former µm per pixel no longer lie on the slide: predict them again")
 
-    # -- tissue --------------------------------------------------------------------------------------------------
+    # -- label and macro -----------------------------------------------------------------------------------------
 
-    def _show_tissue(self, on: bool) -> None:
+    def _show_beside(self, on: bool) -> None:
+        """Show the small images that lie in a slide's file, or take them away."""
         slide = layers.slide_of(self.slide.layer())
-        if (old := self._of("tissue")) is not None:
+        for old in [x for x in self.viewer.layers if slide is not None and layers.is_part_of(x, "associated", slide)]:
             self.viewer.layers.remove(old)
-        self.area.setText("")
-        if on and slide is not None:
-            self.area.setText("looking for tissue")
-            self._tissue.ask(partial(_with_tissue, slide))
-
-    def _found_tissue(self, found: Any) -> None:
-        slide, tissue = found
-        if slide is not layers.slide_of(self.slide.layer()) or not self.tissue.isChecked():
+        if not on or slide is None:
             return
-        data, settings, _ = layers.tissue_layer(found[0], tissue)
+        self._fail(None)
         active = self.viewer.layers.selection.active
-        self.viewer.add_image(data, **settings)
+        try:
+            for data, settings, _ in layers.associated_layers(slide):
+                self.viewer.add_image(data, **settings)
+        except PekaError as e:
+            self._fail(e)
         self.viewer.layers.selection.active = active
-        mm2 = "" if tissue.area_mm2 is None else f"{tissue.area_mm2:.1f} mm², "
-        self.area.setText(f"{mm2}{tissue.share:.0%} of the slide" if tissue.share else "no tissue was found")
+        self._tell_beside()
+        self.viewer.reset_view()
+
+    def _tell_beside(self) -> None:
+        slide = layers.slide_of(self.slide.layer())
+        names = [] if slide is None else layers.small_images(slide)
+        self.beside.setVisible(bool(names))
+        self.beside.setText(f"show {', '.join(names)}")
+        self.beside.setChecked(self._of("associated") is not None)
 
     # -- regions -------------------------------------------------------------------------------------------------
 
@@ -377,13 +375,8 @@ class SlideWidget(QWidget):
     def _layer_removed(self, event: Any = None) -> None:
         if isalive(self):
             self._greeted = [x for x in self._greeted if x in self.viewer.layers]
-            self._quietly(self.tissue, self._of("tissue") is not None)
             self._follow()
-
-    def _quietly(self, box: QCheckBox, on: bool) -> None:
-        box.blockSignals(True)
-        box.setChecked(on)
-        box.blockSignals(False)
+            self._tell_beside()
 
     def _fail(self, error: BaseException | str | None) -> None:
         text = "" if error is None else error if isinstance(error, str) else sentence(error)
@@ -393,12 +386,6 @@ class SlideWidget(QWidget):
 
 def _load_in_background(on: bool) -> None:
     get_settings().experimental.async_ = on
-
-
-def _with_tissue(slide: Any) -> tuple[Any, Any]:
-    from napari_peka.infer.tissue import find_tissue
-
-    return slide, find_tissue(slide)
 
 
 def _write(path: Path, regions: dict[str, Any]) -> Path:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_peka.gui.layers import BAR_SIZE, KEY, UM, LayerTuple
+from napari_peka.gui.layers import KEY, UM, LayerTuple
+from napari_peka.gui.map_layers import BAR_SIZE
 from napari_peka.io.figure import COLORMAP, contrast_limits
 
 if TYPE_CHECKING:

@@ -66,10 +66,13 @@ class Tissue:
         bool, with level-0 pixels per mask pixel.
     mpp
         µm per level-0 pixel (y, x); None when the slide does not say.
+    threshold
+        Lab distance from glass from which on what has texture was taken for tissue.
     """
 
     mask: Raster
     mpp: tuple[float, float] | None = None
+    threshold: float = math.nan
 
     @property
     def area_mm2(self) -> float | None:
@@ -106,7 +109,9 @@ class Tissue:
         return shapely.MultiPolygon([p for p in parts if p.geom_type == "Polygon"])
 
 
-def find_tissue(slide: Overview, *, max_px: int = 1024, min_area: float = MIN_AREA) -> Tissue:
+def find_tissue(
+    slide: Overview, *, max_px: int = 1024, min_area: float = MIN_AREA, threshold: float | None = None
+) -> Tissue:
     """Find the tissue of a slide on its thumbnail.
 
     Parameters
@@ -117,15 +122,19 @@ def find_tissue(slide: Overview, *, max_px: int = 1024, min_area: float = MIN_AR
         Longer side of the thumbnail.
     min_area
         Least piece of tissue, as a share of the slide's area.
+    threshold
+        Lab distance from glass that tissue has at least; what has no texture must also be above what is found by Otsu's
+        method. None: it is taken from the noise of the glass.
     """
     image = slide.thumbnail(max_px)
-    data = tissue_mask(image, min_area=min_area)
+    data, threshold = _mask(image, min_area, threshold)
     scale = slide.shape[0] / data.shape[0], slide.shape[1] / data.shape[1]
     resolution = slide.resolution
-    return Tissue(Raster(data, scale, units="tissue"), None if resolution is None else resolution.mpp)
+    mpp = None if resolution is None else resolution.mpp
+    return Tissue(Raster(data, scale, units="tissue"), mpp, threshold)
 
 
-def tissue_mask(image: UInt8Image, *, min_area: float = MIN_AREA) -> BoolArray:
+def tissue_mask(image: UInt8Image, *, min_area: float = MIN_AREA, threshold: float | None = None) -> BoolArray:
     """Return which pixels of an H&E overview are tissue, bool ``(h, w)``.
 
     Parameters
@@ -134,7 +143,14 @@ def tissue_mask(image: UInt8Image, *, min_area: float = MIN_AREA) -> BoolArray:
         Overview of a slide or a part of it, uint8 ``(h, w, 3)``; about 1,000 px a side is best.
     min_area
         Least piece of tissue, as a share of the image.
+    threshold
+        See :func:`find_tissue`.
     """
+    return _mask(image, min_area, threshold)[0]
+
+
+def _mask(image: UInt8Image, min_area: float, threshold: float | None) -> tuple[BoolArray, float]:
+    """Return the mask and the threshold by which it was made."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"an overview is uint8 (h, w, 3), got {image.dtype} {image.shape}")
     unit = max(image.shape[:2]) / 1024  # lengths below are px of a 1,024 px overview
@@ -145,11 +161,13 @@ def tissue_mask(image: UInt8Image, *, min_area: float = MIN_AREA) -> BoolArray:
     split = _otsu(distance[scanned])
     low = max(_LEAST, 5 * noise)
     high = min(max(split, low), max(_PLENTY, low))
+    if threshold is not None:
+        low, high = threshold, max(threshold, high)
     mask = scanned & ((distance > high) | ((distance > low) & (texture > max(1.2, 3 * noise))))
     density = np.maximum(np.log10((glass + 1) / (np.maximum(flat, 0) + 1)), 0)
     grey, ink = _not_stain(density, unit)
     mask = _tidy(mask & ~(grey | ink), unit, min_area)
-    return _drop_small(_drop_grey(mask & scanned & ~ink, density), min_area * mask.size)
+    return _drop_small(_drop_grey(mask & scanned & ~ink, density), min_area * mask.size), low
 
 
 def _smooth(image: UInt8Image, sigma: float) -> tuple[FloatImage, BoolArray]:

@@ -81,7 +81,7 @@ def plan_tiles(
     if region is not None:
         region = check_region(region, slide.shape)
     if tissue is None and config.find_tissue:
-        tissue = find_tissue(slide)
+        tissue = find_tissue(slide, threshold=config.tissue_threshold)
     tiles = TileTable.grid(
         slide.shape,
         mpp,

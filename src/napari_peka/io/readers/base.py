@@ -5,6 +5,7 @@ Frame of reference: ``(y, x)`` in whole pixels of one level; level 0 is the fine
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -23,10 +24,17 @@ UInt8Array = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
 WHITE = (255, 255, 255)
-#: bytes of decoded segments that one open slide keeps
-CACHE_BYTES = 128 << 20
+#: names the MiB of decoded parts that one open slide keeps in memory
+MEMORY_ENVIRONMENT = "NAPARI_PEKA_SLIDE_MEMORY"
+_MEMORY_MIB = 128
 #: a segment that decodes to more cannot be read piecewise
 MAX_SEGMENT_BYTES = 4 << 30
+
+
+def cache_bytes() -> int:
+    """Return how many bytes of decoded parts a slide that is opened now keeps in memory."""
+    said = os.environ.get(MEMORY_ENVIRONMENT, "")
+    return (int(said) if said.isdecimal() else _MEMORY_MIB) << 20
 
 
 class Refused(Exception):
@@ -119,8 +127,8 @@ def _close_all(handles: list[Any]) -> None:
 class SegmentCache:
     """Decoded segments, least recently used out first, bounded in bytes; safe for threads."""
 
-    def __init__(self, limit: int = CACHE_BYTES) -> None:
-        self._limit, self._size = limit, 0
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit, self._size = cache_bytes() if limit is None else limit, 0
         self._items: OrderedDict[Hashable, UInt8Array] = OrderedDict()
         self._making: dict[Hashable, threading.Lock] = {}
         self._lock = threading.Lock()

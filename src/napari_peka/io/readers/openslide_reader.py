@@ -23,11 +23,9 @@ from napari_peka.io.readers.base import (
     Refused,
     UInt8Array,
     Unsuitable,
+    cache_bytes,
     over,
 )
-
-#: bytes of decoded tiles, shared by the handles of one slide
-_CACHE_BYTES = 64 << 20
 
 
 class OpenSlideReader(Reader):
@@ -55,14 +53,14 @@ class OpenSlideReader(Reader):
             raise Refused(str(e)) from e
         if vendor is None:
             raise Refused("not one of its formats")
-        self._cache = openslide.OpenSlideCache(_CACHE_BYTES)
+        self._cache = openslide.OpenSlideCache(cache_bytes())  # shared by the handles
 
         def make() -> Any:
             handle = openslide.OpenSlide(str(path))
             handle.set_cache(self._cache)
             return handle
 
-        self._make_cache = lambda: openslide.OpenSlideCache(_CACHE_BYTES)
+        self._make_cache = lambda: openslide.OpenSlideCache(cache_bytes())
         self._pool: Pool[Any] = Pool(make)
         try:
             with self._pool.lend() as slide:
