@@ -40,6 +40,8 @@ class Map:
         To look at.
     view
         Two corners (x, y), in parts of the slide's width and height, of what is looked at.
+    tissue
+        The same of the tissue alone.
     """
 
     slide: Path
@@ -47,6 +49,7 @@ class Map:
     model: Callable[[], str]
     gene: str
     view: Corners = ((0.0, 0.0), (1.0, 1.0))
+    tissue: Corners = ((0.0, 0.0), (1.0, 1.0))
 
     def open(self) -> peka.Slide:
         """Open the slide."""
@@ -152,7 +155,7 @@ def her2st(folder: Path, work: Path) -> Case:
     slide = _copy(folder / "C5.jpg", work / "slides" / "C5.jpg")
     with peka.read_section(counts["C5"]) as section:
         mpp = round(float(section.slide.mpp[0]), 4)
-    shown = Map(slide, mpp, model, "ERBB2", ((0.02, 0.12), (0.74, 0.762)))
+    shown = Map(slide, mpp, model, "ERBB2", ((0.02, 0.12), (0.74, 0.762)), ((0.03, 0.12), (0.72, 0.62)))
     return Case(
         map=shown,
         checked=shown,

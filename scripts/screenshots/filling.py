@@ -7,12 +7,14 @@ from time import monotonic
 
 import numpy as np
 from PIL import Image
+from qtpy.QtWidgets import QDockWidget
 
 import hands
 from screenshots.cases import Case
 from screenshots.stage import Stage, share_done
 from screenshots.stories import predicting
 
+SIZE = (1150, 690)
 FRAMES, WIDTH = 40, 700
 #: ms that a frame is shown, and the last one
 FRAME_MS, LAST_MS = 120, 2500
@@ -22,11 +24,10 @@ MAX_BYTES = 1_500_000
 def filling(stage: Stage, case: Case, work: Path) -> None:
     """Take a frame whenever another part of the map is there; the last one is the whole map."""
     frames: list[Image.Image] = []
-    for name in ("QtLayerControlsContainer", "QtLayerList"):  # napari's own docks at the left
-        for window in stage.viewer.window._qt_window.findChildren(hands.QWidget):
-            if type(window).__name__ == "QtViewerDockWidget" and window.findChild(hands.QWidget, name):
-                window.hide()
-    with predicting(stage, case, work) as dock:
+    for title in ("layer controls", "layer list"):  # napari's own docks: a small picture has no room for them
+        stage.viewer.window._qt_window.findChild(QDockWidget, title).hide()
+    stage.size = SIZE
+    with predicting(stage, case, work, case.map.tissue) as dock:
         start = monotonic()
         for k in range(FRAMES):
             hands.wait(lambda k=k: not share_done(dock) < k / FRAMES)

@@ -10,7 +10,7 @@ from typing import Any
 
 import hands
 from hands import Answers, press, row, unfold
-from screenshots.cases import Case, Map
+from screenshots.cases import Case, Corners, Map
 from screenshots.stage import Stage, share_done
 
 SLIDE, PREDICT, EXPLORE = "Slide", "Predict expression", "Explore expression"
@@ -210,7 +210,7 @@ def explored(stage: Stage, case: Case, work: Path) -> Any:
 
 
 @contextmanager
-def predicting(stage: Stage, case: Case, work: Path) -> Any:
+def predicting(stage: Stage, case: Case, work: Path, part: Corners | None = None) -> Any:
     """Predict from the beginning while this lasts, and throw the result away."""
     from napari_peka.gui.session import session_of
 
@@ -224,16 +224,16 @@ def predicting(stage: Stage, case: Case, work: Path) -> Any:
     hands.choose(row(dock, "Detail"), "twice")
     press(dock, "Predict")
     hands.wait(lambda: share_done(dock) > 0)
-    _see(stage, case.map)
+    _see(stage, case.map, part)
     yield dock
     hands.wait(lambda: share_done(dock) != share_done(dock))  # NaN: nothing is at work
     hands.pause(0.5)
 
 
-def _see(stage: Stage, seen: Map) -> None:
+def _see(stage: Stage, seen: Map, part: Corners | None = None) -> None:
     with seen.open() as opened:
         size = [n * mpp for n, mpp in zip(opened.shape, opened.mpp)]
-    low, high = ([part * n for part, n in zip(corner[::-1], size)] for corner in seen.view)
+    low, high = ([part * n for part, n in zip(corner[::-1], size)] for corner in part or seen.view)
     stage.look_at(low, high)
     hands.pause(0.3)
 
