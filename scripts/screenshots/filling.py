@@ -11,7 +11,7 @@ from qtpy.QtWidgets import QDockWidget
 
 import hands
 from screenshots.cases import Case
-from screenshots.stage import Stage, share_done
+from screenshots.stage import Stage, palette_of, share_done
 from screenshots.stories import predicting
 
 SIZE = (1150, 690)
@@ -54,7 +54,7 @@ def save(frames: list[Image.Image], path: Path, colours: int) -> None:
     ends = Image.new("RGB", (WIDTH, 2 * frames[0].height))
     ends.paste(frames[0], (0, 0))
     ends.paste(frames[-1], (0, frames[0].height))
-    palette = ends.quantize(colours)
+    palette = palette_of(ends, colours)
     first, *others = (f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames)
     times = [FRAME_MS] * len(others) + [LAST_MS]
     first.save(path, save_all=True, append_images=others, duration=times, loop=0, optimize=True)

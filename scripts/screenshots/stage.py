@@ -21,6 +21,8 @@ THEMES = {"dark": "", "light": "-light"}
 MAX_BYTES = 300_000
 #: share of the canvas that what is looked at fills
 _ROOM = 0.92
+#: 1 would choose a picture's colours by their pixels alone, 0 by how many colours there are
+_POWER = 0.75
 
 
 class Stage:
@@ -95,10 +97,19 @@ class Stage:
     def _save(self, path: Path, picture: Image.Image) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         for colours in (256, 192, 128, 96, 64):
-            picture.quantize(colours).save(path, optimize=True)
+            picture.quantize(palette=palette_of(picture, colours), dither=Image.Dither.NONE).save(path, optimize=True)
             if path.stat().st_size < MAX_BYTES:
                 break
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB, {picture.width} x {picture.height}")
+
+
+def palette_of(picture: Image.Image, colours: int) -> Image.Image:
+    """Return an image whose palette fits a picture: a colour bar's few pixels count beside a slide's many."""
+    pixels = np.asarray(picture).reshape(-1, 3)
+    _, which, counts = np.unique(pixels >> 3, axis=0, return_inverse=True, return_counts=True)
+    mean = np.column_stack([np.bincount(which.ravel(), channel) for channel in pixels.T]) / counts[:, None]
+    each = np.repeat(mean.round().astype(np.uint8), np.ceil(counts**_POWER).astype(int), axis=0)
+    return Image.fromarray(each[None]).quantize(colours, kmeans=2)
 
 
 def share_done(dock: QWidget) -> float:

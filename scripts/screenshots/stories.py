@@ -188,9 +188,11 @@ def open_slide(stage: Stage, seen: Map) -> Any:
     dock = stage.dock(SLIDE)
     with Answers(seen.slide):
         press(dock, "Open…")
+    hands.wait(hands.button(dock, "Set").isEnabled)
     if seen.mpp:
         hands.write(row(dock, "µm per pixel"), str(seen.mpp))
         press(dock, "Set")
+        hands.wait(lambda: hands.says(dock, f"{seen.mpp} µm/px"))
     hands.pause(0.5)
     return dock
 
