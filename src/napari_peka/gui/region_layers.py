@@ -53,6 +53,7 @@ def regions_layer(slide: Slide, regions: Mapping[str, Any]) -> LayerTuple:
         "face_color": [1.0, 1.0, 1.0, 0.15],
         "edge_color": _COLOUR,
         "edge_width": max(4 * max(slide.mpp), _EDGE * max(np.multiply(slide.shape, slide.mpp))),
+        "opacity": 1.0,
         "units": UM,
         "metadata": {KEY: {"regions": slide.fingerprint}},
     }
