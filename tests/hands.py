@@ -43,7 +43,7 @@ def wait(condition: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
         if monotonic() > end:
             raise TimeoutError("it took too long")
         QApplication.processEvents()
-        QTest.qWait(5)
+        QTest.qWait(20)
 
 
 def pause(seconds: float) -> None:
