@@ -27,7 +27,7 @@ from qtpy.QtWidgets import (
 )
 from superqt import QCollapsible
 
-LIMIT_S = 900.0
+LIMIT_S = 1800.0
 #: px; a fold that is open is higher
 _OPEN_PX = 15
 

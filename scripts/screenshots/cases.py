@@ -78,7 +78,8 @@ class Case:
     checked
         Slide and model to check, and `measured`, the spots on that slide.
     sections
-        Paired sections to learn from; `left_out` is the name of the one that judges.
+        Paired sections to learn from; `left_out` is the name of the one that judges, `aside` are those that are closed
+        before the training is shown, which is quicker with fewer.
     genes
         To compare; `gene_set` the name of a set; `doubted` a gene whose errors lie together.
     regions
@@ -98,6 +99,7 @@ class Case:
     regions: Mapping[str, Corners]
     training: Mapping[str, str]
     advanced: Mapping[str, str] = field(default_factory=dict)
+    aside: tuple[str, ...] = ()
 
     def corners(self, name: str, slide: peka.Slide) -> list[tuple[float, float]]:
         """Return a region's corners, (y, x) in µm."""
@@ -171,6 +173,7 @@ def her2st(folder: Path, work: Path) -> Case:
         },
         training={"Encoder": RECIPE["encoder"], "Adapter": "bone"},
         advanced={"last blocks": "2", "rank": "16"},
+        aside=("C2", "C3"),
     )
 
 

@@ -118,8 +118,7 @@ def train(stage: Stage, case: Case, work: Path) -> None:
     with Answers(*case.sections):
         press(dock, "Add files…")
     hands.wait(lambda: not hands.says(dock, "reading ") and table.model().rowCount() > 1)
-    at = next(i for i in range(table.model().rowCount()) if table.model().index(i, 0).data() == case.left_out)
-    table.selectRow(at)
+    _select(table, case.left_out)
     press(dock, "Show")
     hands.wait(lambda: len(stage.viewer.layers) > 1)
     hands.pause(1.0)
@@ -130,7 +129,16 @@ def train(stage: Stage, case: Case, work: Path) -> None:
     _see_section(stage, case)
     stage.shoot("train")
     press(fold, "Reset")
+    for name in case.aside:
+        _select(table, name)
+        press(dock, "Remove")
+    shutil.rmtree(work / "models" / "my-model.partial", ignore_errors=True)
     _learn(stage, dock, case)
+
+
+def _select(table: Any, name: str) -> None:
+    model = table.model()
+    table.selectRow(next(i for i in range(model.rowCount()) if model.index(i, 0).data() == name))
 
 
 def _learn(stage: Stage, dock: Any, case: Case) -> None:
