@@ -83,9 +83,11 @@ def _no_thread_is_left(request):
 
 @pytest.fixture(autouse=True)
 def _own_preferences(request, monkeypatch):
-    """No test reads or writes the preferences of whoever runs it."""
-    from napari_peka.gui import preferences
+    """No test reads or writes the preferences of whoever runs it, or what they used last."""
+    from napari_peka.gui import preferences, recent
 
+    folder = request.getfixturevalue("tmp_path_factory").mktemp("config")
+    monkeypatch.setattr(recent, "recent_file", lambda: folder / "recent.json")
     if "plugin_settings" not in request.fixturenames:
         monkeypatch.setattr(preferences, "_page", lambda: None)
 

@@ -175,3 +175,37 @@ def _lives(pid):
         return False
     state = Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0]
     return state != "Z"  # one that nobody waits for is dead all the same
+
+
+def _count_steps(progress):
+    progress.stage("counting", 1000)
+    for _ in range(1000):
+        time.sleep(0.01)
+        progress.advance()
+
+
+def test_a_pause_of_the_callers_progress_reaches_the_job():
+    job, ended = JobProgress(), []
+
+    def run():
+        try:
+            run_in_child(_count_steps, progress=job)
+        except Cancelled as e:
+            ended.append(e)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while job.snapshot().done < 3:
+        time.sleep(0.01)
+    job.pause()
+    time.sleep(0.6)  # what was on its way arrives
+    held = job.snapshot().done
+    time.sleep(0.6)
+    assert job.snapshot().done == held
+    job.resume()
+    while job.snapshot().done <= held:
+        time.sleep(0.01)
+    job.pause()
+    job.cancel()
+    thread.join(30)
+    assert ended

@@ -20,6 +20,7 @@ from PIL import Image
 
 import napari_peka as peka
 from napari_peka import cli, doctor
+from napari_peka.workflows import many
 
 CLI = [sys.executable, "-m", "napari_peka"]
 FAST = ["--device", "cpu", "--precision", "fp32"]
@@ -275,7 +276,7 @@ def test_a_file_name_of_any_script_reaches_picture_and_document(predict, tmp_pat
 
 
 def test_a_picture_is_named_by_the_gene_as_asked_with_nothing_that_no_file_name_may_hold():
-    name = cli._picture_name
+    name = many.picture_name
     assert name(Path("x/a.svs"), "erbb2") == "a.erbb2.png"
     assert name(Path("a.svs"), "ENSG00000141736") == "a.ENSG00000141736.png"
     assert name(Path("a.svs"), "HLA-A/B") == "a.HLA-A%2FB.png"
@@ -286,9 +287,32 @@ def test_a_picture_is_named_by_the_gene_as_asked_with_nothing_that_no_file_name_
 def test_a_folder_named_by_dots_takes_its_own_name(tmp_path, monkeypatch):
     (tmp_path / "case.zarr" / "deep").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "case.zarr")
-    assert cli._stem(Path()) == "case"
+    assert many.stem(Path()) == "case"
     monkeypatch.chdir(tmp_path / "case.zarr" / "deep")
-    assert cli._stem(Path("..")) == "case"
+    assert many.stem(Path("..")) == "case"
+
+
+def test_a_dry_run_says_what_predicting_takes_and_writes_nothing(predict, run, bundle_folder, tmp_path):
+    slides = small_slide(tmp_path / "a.tif"), small_slide(tmp_path / "b.tif")
+    (tmp_path / "c.svs").write_text("no slide")
+    entries, err = predict(*slides, tmp_path / "c.svs", "--dry-run", code=2)
+    assert not (tmp_path / "out").exists()
+    assert "error" in entries[2]
+    assert err[-1].startswith("error: ")
+    for entry in entries[:2]:
+        assert entry["tiles"] == entry["tiles_left"] > 0
+        assert entry["passes"] == 1
+        assert entry["state"] == "new"
+        assert min(entry["seconds"], entry["reading_s"], entry["computing_s"], entry["result_bytes"]) > 0
+        assert (entry["device"], entry["precision"]) == ("cpu", "float32")
+        assert entry["memory_free"] > 0
+    (done,), _ = predict(slides[0])
+    assert done["tiles"] == entries[0]["tiles"]
+    (again,), _ = predict(slides[0], "--dry-run")
+    assert (again["state"], again["tiles_left"], again["seconds"]) == ("finished", 0, 0.0)
+    out, _ = run("predict", *slides, "--model", "demo", "-o", tmp_path / "out", *FAST, "--dry-run")
+    assert "belongs to another run" in out
+    assert re.search(r"b.tif: \d+ tiles of \d+ µm, 4 passes each\n  about \d+ s on CPU", out)
 
 
 # -- demo, models, doctor ----------------------------------------------------------------------------------------

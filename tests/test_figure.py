@@ -110,6 +110,13 @@ def test_nothing_is_clipped_and_no_words_overlap(shape, name):
     assert figure.get_figheight() <= 16
 
 
+def test_a_map_that_is_not_complete_says_so():
+    made = prediction((3000, 4000))
+    made.record["partial"] = "5 of 80 tiles"
+    figure = figure_module._draw(made, FakeSlide((3000, 4000)), 0, 400)
+    assert "Partial: 5 of 80 tiles." in figure.get_supxlabel()
+
+
 def test_it_says_gene_unit_trust_and_that_it_is_for_research():
     found = texts(drawn((3000, 4000), stride=16, bad=3))
     words = " | ".join(found)

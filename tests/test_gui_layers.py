@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -129,6 +130,27 @@ class TestMap:
             part[block.start : block.stop] = whole[block.start : block.stop]
             map_layers.fill_blocks(heat, [block])
         np.testing.assert_allclose(heat.data, prediction.raster("ERBB2").data, rtol=1e-5)
+
+    def test_partial_maps_of_one_name_say_so_until_they_show_a_whole_one(self, prediction):
+        """Guards a recursion: napari numbers layers of one name, which is another change of the name."""
+        from napari.components import ViewerModel
+
+        from napari_peka.gui.partial import say_partial
+
+        viewer = ViewerModel()
+        whole = dataclasses.replace(prediction, record=dict(prediction.record))
+        half = len(prediction.tiles) // 2
+        prediction.embeddings[half:] = np.nan
+        prediction.record["partial"] = prediction.done_in_words
+        share = f"(partial, {100 * half // len(prediction.tiles)} %)"
+        for _ in range(2):
+            data, settings, _ = map_layers.heatmap_layer(prediction, "ERBB2")
+            say_partial(viewer.add_image(data, **settings))
+        assert [x.name for x in viewer.layers] == [f"ERBB2 (log1p CP10K) {share}", f"ERBB2 (log1p CP10K) {share} [1]"]
+        map_layers.update_heatmap(viewer.layers[1], prediction, "KRT8")
+        assert viewer.layers[1].name == f"KRT8 (log1p CP10K) {share}"
+        map_layers.update_heatmap(viewer.layers[1], whole, "KRT8")
+        assert viewer.layers[1].name == "KRT8 (log1p CP10K)"
 
     def test_without_held_out_scores_the_first_gene_is_shown(self, prediction):
         assert map_layers.best_gene(prediction, wish=["nothing"]) == "ERBB2"

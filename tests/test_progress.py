@@ -252,3 +252,66 @@ def test_a_long_file_name_leaves_room_for_the_numbers(clock):
 def test_a_dumb_terminal_gets_lines(monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     assert not ConsoleProgress("a", console(terminal=True)).live
+
+
+def test_a_pause_holds_the_job_and_neither_rate_nor_time_left_hear_of_it(clock):
+    job, done, go = JobProgress(), [], threading.Semaphore(0)
+
+    def work():
+        job.stage("predicting", 8)
+        for _ in range(8):
+            go.acquire()
+            clock.now += 1
+            job.advance()
+            done.append(1)
+
+    def wait(condition):
+        while not condition():
+            threading.Event().wait(0.005)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    go.release(3)
+    wait(lambda: len(done) == 3)
+    job.pause()
+    assert job.paused
+    go.release(1)
+    wait(lambda: job.snapshot().done == 4)
+    threading.Event().wait(0.2)
+    assert len(done) == 3, "it waits after the step in work"
+    clock.now += 600
+    assert (job.snapshot().rate, job.snapshot().eta_s) == (1.0, 4.0)
+    job.resume()
+    go.release(4)
+    thread.join()
+    assert len(done) == 8
+    assert job.waited_s == 600
+    assert job.snapshot().rate == 1.0, "the pause counts as no time"
+
+
+def test_a_stop_reaches_a_job_that_is_paused():
+    job, ended = JobProgress(), []
+
+    def work():
+        try:
+            job.stage("predicting", 8)
+            job.advance()
+        except Cancelled as e:
+            ended.append(str(e))
+
+    job.pause()
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(0.2)
+    assert thread.is_alive(), "it waits"
+    job.cancel()
+    thread.join(5)
+    assert ended == ["stopped during predicting"]
+
+
+def test_reading_and_computing_are_told_apart():
+    job = JobProgress()
+    job.stage("predicting", 8)
+    assert job.snapshot().apart == ""
+    job.advance(1, reading_s=0.00123, computing_s=0.11)
+    assert job.snapshot().apart == "reading 1.2 ms, computing 110 ms a tile"

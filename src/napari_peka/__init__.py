@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from napari_peka.training.evaluate import EvaluationReport, read_report
     from napari_peka.workflows.benchmark import benchmark
     from napari_peka.workflows.check import Check, check
+    from napari_peka.workflows.estimate import Estimate, estimate
     from napari_peka.workflows.evaluate import evaluate
+    from napari_peka.workflows.many import predict_many
     from napari_peka.workflows.predict import load_forward, plan_tiles, predict
     from napari_peka.workflows.refit import refit, with_model
     from napari_peka.workflows.train import train
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 _FACE = {
     "BenchmarkConfig": "config",
     "Check": "workflows.check",
+    "Estimate": "workflows.estimate",
     "EvaluateConfig": "config",
     "EvaluationReport": "training.evaluate",
     "PekaError": "core.errors",
@@ -51,6 +54,7 @@ _FACE = {
     "benchmark": "workflows.benchmark",
     "check": "workflows.check",
     "compare_regions": "io.statistics",
+    "estimate": "workflows.estimate",
     "evaluate": "workflows.evaluate",
     "find_tissue": "infer.tissue",
     "fit_affine": "io.registration",
@@ -62,6 +66,7 @@ _FACE = {
     "open_slide": "io.slide",
     "plan_tiles": "workflows.predict",
     "predict": "workflows.predict",
+    "predict_many": "workflows.many",
     "read_prediction": "io.store",
     "read_gene_sets": "io.statistics",
     "read_regions": "io.regions",
@@ -80,10 +85,12 @@ _FACE = {
 }
 
 __all__ = [
-    "BenchmarkConfig", "Check", "EvaluateConfig", "EvaluationReport", "PekaError", "PredictConfig", "Prediction",
-    "RefitConfig", "Section", "Slide", "TrainConfig", "benchmark", "check", "compare_regions", "evaluate",
+    "BenchmarkConfig", "Check", "Estimate", "EvaluateConfig", "EvaluationReport", "PekaError", "PredictConfig",
+    "Prediction", "RefitConfig", "Section", "Slide", "TrainConfig", "benchmark", "check", "compare_regions", "estimate",
+    "evaluate",
     "find_tissue", "fit_affine", "gene_set_score", "gene_table", "known_genes", "load_forward", "load_model",
-    "open_slide", "plan_tiles", "predict", "read_gene_sets", "read_prediction", "read_regions", "read_report",
+    "open_slide", "plan_tiles", "predict", "predict_many", "read_gene_sets", "read_prediction", "read_regions",
+    "read_report",
     "read_section", "read_sections", "refit", "region_table", "regions_by_name", "sample_section",
     "sample_sections", "sample_slide", "train", "with_model", "write_map",
 ]  # fmt: skip

@@ -13,9 +13,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,8 +36,6 @@ from napari_peka.core.progress import Cancelled
 
 if TYPE_CHECKING:
     from napari_peka.config import PredictConfig
-    from napari_peka.console import ConsoleProgress
-    from napari_peka.infer.engine import Forward
 
 app = typer.Typer(
     add_completion=False,
@@ -172,7 +170,7 @@ def demo(
 
     config = PredictConfig(device=device, stride_px=DEMO_STRIDE_PX)
     # the demo's folder is its own: what an older version left there is in nobody's way
-    entry = _predict_one(sample_slide(), _model("demo"), output, [DEMO_GENE], config=config, overwrite=True)
+    (entry,) = _predict_many([sample_slide()], _model("demo"), output, [DEMO_GENE], config=config, overwrite=True)
     if "error" in entry:
         raise typer.Exit(_fail(entry["error"], entry["code"]))
     write_result(entry, as_json, f"map      {entry['output']}\npicture  {entry['pictures'][0]}")
@@ -224,34 +222,31 @@ def predict(
         bool, typer.Option(help="Only tiles on tissue, or every tile of the region or slide.")
     ] = True,
     overwrite: Annotated[bool, typer.Option(help="Replace a result of another slide, model or setting.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only say how many tiles there are and how long they take, by timing a few."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Predict the expression maps of slides. Interrupted, the same command goes on where it stopped."""
     from napari_peka.config import PredictConfig
-    from napari_peka.console import predict_text
-    from napari_peka.workflows.predict import load_forward
+    from napari_peka.console import estimate_text, predict_text
+    from napari_peka.workflows.many import check_names
 
     config = PredictConfig(
         device=device, precision=precision, batch_size=batch_size, stride_px=stride_px, min_tissue=min_tissue,
         find_tissue=find_tissue, tissue_threshold=tissue_threshold,
     )  # fmt: skip
-    _check_names(slides)
+    check_names(slides)
     loaded = _model(model)
     wanted = list(dict.fromkeys(g.strip() for g in (genes or "").split(",") if g.strip()))
     for gene in wanted:
         loaded.head.index(gene)  # an unknown gene is said before hours of work
-    forward = load_forward(loaded, config)
-    entries = []
-    for i, slide in enumerate(slides, 1):
-        title = f"[{i}/{len(slides)}] {slide.name}" if len(slides) > 1 else slide.name
-        entry = _predict_one(
-            slide, loaded, output, wanted, roi=roi, mpp=mpp, config=config, overwrite=overwrite, title=title,
-            forward=forward,
-        )  # fmt: skip
-        entries.append(entry)
-        if "error" in entry and i < len(slides):
-            _say(f"{title}: {entry['error']}")  # hours before the end of the others
-    write_result([{k: v for k, v in e.items() if k != "code"} for e in entries], as_json, predict_text(entries))
+    entries = _predict_many(
+        slides, loaded, output, wanted, roi=roi, mpp=mpp, config=config, overwrite=overwrite, dry_run=dry_run
+    )
+    text = (estimate_text if dry_run else predict_text)(entries)
+    write_result([{k: v for k, v in e.items() if k != "code"} for e in entries], as_json, text)
     failed = [e for e in entries if "error" in e]
     if failed:
         more = f" ({len(failed)} of {len(entries)} slides failed)" if len(entries) > 1 else ""
@@ -354,72 +349,27 @@ def _model(name: str) -> Any:
     return load_model(name)
 
 
-def _stem(slide: Path) -> str:
-    return (slide if slide.stem not in ("", "..") else slide.resolve()).stem
-
-
-def _check_names(slides: list[Path]) -> None:
-    count = Counter(map(_stem, slides))
-    same = [str(s) for s in slides if count[_stem(s)] > 1]
-    if same:
-        raise SettingError(
-            f"these slides would write the same result: {', '.join(same)}; predict them apart, each with its own -o"
-        )
-
-
-def _picture_name(slide: Path, gene: str) -> str:
-    """Return the file name for a gene as it was asked for, so that a script knows it beforehand."""
-    from napari_peka.io.exports.base import file_name
-
-    return f"{_stem(slide)}.{file_name(gene)}.png"
-
-
-def _note_new(warnings: list[str], progress: ConsoleProgress) -> None:
-    """Say a slide's warnings, each once: to whoever reads the terminal as to whoever reads the JSON."""
-    for text in warnings:
-        if text not in progress.notes:
-            progress.note(text)
-
-
-def _predict_one(
-    path: Path, model: Any, output: Path, genes: list[str], *, roi: Path | None = None, mpp: float | None = None,
-    config: PredictConfig, overwrite: bool = False, title: str = "", forward: Forward | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Predict one slide; what is wrong with it comes back as its entry's ``error`` and does not stop the others."""
+def _predict_many(
+    slides: list[Path], model: Any, output: Path, genes: list[str], *, config: PredictConfig, dry_run: bool = False,
+    **how: Any,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Predict slides, or say what predicting them would take; an entry has ``error`` and ``code`` where one failed."""
     from napari_peka.console import console_progress
-    from napari_peka.core.files import make_folder
-    from napari_peka.io.figure import write_map
-    from napari_peka.io.regions import read_regions
-    from napari_peka.io.slide import open_slide
-    from napari_peka.workflows.predict import predict as run
+    from napari_peka.workflows.estimate import estimate_many
+    from napari_peka.workflows.many import predict_many
 
-    entry: dict[str, Any] = {"slide": str(path)}
-    try:
-        region = read_regions(roi) if roi else None
-        with open_slide(path, mpp=mpp) as slide, console_progress(title or path.name) as progress:
-            _note_new(slide.warnings, progress)
-            target = make_folder(output) / f"{_stem(path)}.peka.zarr"
-            prediction = run(
-                slide, model, output=target, region=region, config=config, overwrite=overwrite, forward=forward,
-                progress=progress,
-            )  # fmt: skip
-            _note_new(slide.warnings, progress)  # reading may have found damage
-            progress.stage("drawing")
-            pictures = [str(write_map(prediction, slide, g, output / _picture_name(path, g))) for g in genes]
-            done = prediction.record["run"]
-            entry |= {
-                "output": str(target),
-                "tiles": done["tiles"],
-                "unreadable_tiles": prediction.n_unreadable,
-                "seconds": done["seconds"],
-                "tiles_per_second": done["tiles_per_second"],
-                "resumed_tiles": done["resumed_tiles"],
-                "warnings": list(progress.notes),
-                "pictures": pictures,
-            }
-    except Cancelled:
-        raise
-    except Exception as e:  # noqa: BLE001 - a night's other slides must not pay for this one
-        text, code = sentence(e)
-        entry |= {"error": " ".join(text.split()), "code": code}
-    return entry
+    def title(i: int, slide: Path) -> str:
+        return f"[{i + 1}/{len(slides)}] {slide.name}" if len(slides) > 1 else slide.name
+
+    walk = estimate_many if dry_run else partial(predict_many, genes=genes)
+    done = walk(slides, model, output, config=config, progress_of=lambda i, p: console_progress(title(i, p)), **how)
+    entries = []
+    for i, outcome in enumerate(done):
+        entry = outcome.entry
+        if outcome.error is not None:
+            text, code = sentence(outcome.error)
+            entry = entry | {"error": " ".join(text.split()), "code": code}
+            if i + 1 < len(slides):
+                _say(f"{title(i, outcome.slide)}: {entry['error']}")  # hours before the end of the others
+        entries.append(entry)
+    return entries

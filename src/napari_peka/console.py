@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
+from napari_peka.cli_output import bytes_text
 from napari_peka.core.progress import JobProgress, human_time
 
 #: seconds between the first lines in a log file; the pause doubles up to the longest, so that a night is a page
@@ -114,6 +115,22 @@ def predict_text(entries: list[dict[str, Any]]) -> str:
         before = f", {e['resumed_tiles']} of them from before" if e["resumed_tiles"] else ""
         lines.append(f"{e['slide']}: {e['tiles']} tiles{bad}{before}, {human_time(e['seconds'])} -> {e['output']}")
         lines += [f"  {p}" for p in e["pictures"]]
+    return "\n".join(lines)
+
+
+def estimate_text(entries: list[dict[str, Any]]) -> str:
+    """Return the entries of ``predict --dry-run``, for a person."""
+    lines = []
+    for e in entries:
+        if "error" in e:
+            lines.append(f"{e['slide']}: cannot be predicted, {e['error']}")
+            continue
+        size = f"{e['tiles']:,} tiles of {e['tile_um']:.0f} µm"
+        passes = f", {e['passes']} passes each" if e["passes"] > 1 else ""
+        there = f", {e['tiles'] - e['tiles_left']:,} of them are there" if e["tiles_left"] < e["tiles"] else ""
+        lines += [f"{e['slide']}: {size}{passes}{there}", f"  {e['text']}"]
+        lines += [f"  takes about {bytes_text(e['result_bytes'])} of disk"] if e["tiles_left"] else []
+        lines += [f"  in the way: {e['why']}"] if e["why"] else []
     return "\n".join(lines)
 
 

@@ -175,7 +175,7 @@ def run_in_child(
     remote = RemoteProgress(context)
     process = context.Process(target=_work, args=(remote, function, args, kwargs), name="peka-job", daemon=True)
     process.start()
-    stopped = False
+    stopped = was_paused = False
     with Relay(remote, progress, on_event) as relay:
         if on_start is not None:
             on_start(remote)
@@ -183,6 +183,9 @@ def run_in_child(
             process.join(0.05)
             # a job that says nothing for long, as while it imports, hears of a stop too
             stopped = getattr(progress, "cancelled", False) is True
+            if (paused := getattr(progress, "paused", None)) is not None and paused != was_paused:
+                (remote.paused.set if paused else remote.paused.clear)()
+                was_paused = paused
             if relay.error is not None or stopped:
                 remote.stopped.set()
                 process.join(patience_s)

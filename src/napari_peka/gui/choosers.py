@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_peka.gui.recent import is_hub_id, recent_models, remember_model
 from napari_peka.io.store import RESEARCH_USE
 
 #: px; a dock wider than this takes the picture's room
@@ -32,6 +33,7 @@ DOCS = "https://napari-peka.github.io/napari-peka/"
 #: of links, readable on dark and light ground
 _LINK = "#3f7fdf"
 _BROWSE = ("Browse for a folder…", "Browse for a .zip…")
+_HUB = "From the hub…"
 
 
 def slim(box: QComboBox) -> QComboBox:
@@ -90,9 +92,11 @@ class Snug(Text):
 def notice(page: str = "") -> QLabel:
     """Return the line that every dock carries, with a link to a place in the documentation where one is named."""
     label = QLabel(RESEARCH_USE)
+    label.setWordWrap(True)  # or no dock could be slimmer than this line
     if page:
         # Qt keeps a link in the colour of the theme in which it was written
-        label.setText(f'{RESEARCH_USE} &nbsp; <a style="color: {_LINK}" href="{DOCS}{page}">? Help</a>')
+        link = f'<a style="color: {_LINK}" href="{DOCS}{page}">?&nbsp;Help</a>'
+        label.setText(f"{RESEARCH_USE} &nbsp; {link}")
         label.setOpenExternalLinks(True)
         label.setToolTip(f"{DOCS}{page}, in your browser")
     label.setStyleSheet("font-size: 9pt;")  # no paler than other words: it is meant to be read
@@ -152,6 +156,8 @@ class LayerChooser(QComboBox):
         Text of a first entry that stands for no layer; None: there is no such entry.
     label
         What a layer is called in the box; None: by its name.
+    also
+        Texts of further entries that stand for no layer, after the first.
     """
 
     changed = Signal()
@@ -162,9 +168,12 @@ class LayerChooser(QComboBox):
         accept: Callable[[Any], bool],
         none: str | None = None,
         label: Callable[[Any], str] | None = None,
+        also: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self._viewer, self._accept, self._none = viewer, accept, none
+        self._viewer, self._accept = viewer, accept
+        #: entries that stand for no layer
+        self._words = [*([] if none is None else [none]), *also]
         self._label = label or (lambda layer: str(layer.name))
         self._shown: list[Any] = []
         slim(self)
@@ -176,8 +185,8 @@ class LayerChooser(QComboBox):
 
     def layer(self) -> Any:
         """Return the chosen layer, or None."""
-        i = self.currentIndex()
-        return self._shown[i] if 0 <= i < len(self._shown) else None
+        item = self._item()
+        return None if isinstance(item, str) else item
 
     def choose(self, layer: Any) -> None:
         """Choose a layer, if it is in the box."""
@@ -188,33 +197,53 @@ class LayerChooser(QComboBox):
         """Take the layers as they are now; the newest is chosen when the chosen one is gone."""
         if not isalive(self):
             return
-        before = self.layer()
-        self._shown = [None] if self._none is not None else []
-        self._shown += [layer for layer in self._viewer.layers if self._accept(layer)]
+        before = self._item()
+        self._shown = [*self._words, *(layer for layer in self._viewer.layers if self._accept(layer))]
         self.blockSignals(True)
         self.clear()
-        self.addItems([self._none or "" if layer is None else self._label(layer) for layer in self._shown])
-        last = 0 if self._none is not None else len(self._shown) - 1
+        self.addItems([x if isinstance(x, str) else self._label(x) for x in self._shown])
+        last = 0 if self._words else len(self._shown) - 1
         self.setCurrentIndex(self._shown.index(before) if before in self._shown else last)
         self.blockSignals(False)
-        if self.layer() is not before:
+        if self._item() is not before:
             self.changed.emit()
+
+    def _item(self) -> Any:
+        i = self.currentIndex()
+        return self._shown[i] if 0 <= i < len(self._shown) else None
 
     def _tell(self, _: int) -> None:
         self.changed.emit()
 
 
 class ModelChooser(QComboBox):
-    """A box of models: the demo, the bundles in the models folder, or one from anywhere."""
+    """A box of models: the demo, the bundles in the models folder, those used last, or one from anywhere.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    hub
+        Whether there is an entry for a model from the hub; whoever asks for it answers :attr:`hub_wanted`.
+
+    Attributes
+    ----------
+    chosen
+        Emitted with the name of another model, as :func:`load_model` takes it.
+    hub_wanted
+        Emitted when a person chooses the hub's entry; the model stays as it was.
+    """
+
+    chosen = Signal(str)
+    hub_wanted = Signal()
+
+    def __init__(self, hub: bool = False) -> None:
         super().__init__()
-        self._added: list[Path] = []
+        self._actions = ([_HUB] if hub else []) + list(_BROWSE)
+        self._added: list[str] = []
         self._last = DEMO
         slim(self)
-        self.setToolTip("The model that reads the slide; bundles in the models folder are listed")
+        self.setToolTip("The model that reads the slide: the demo, bundles in the models folder, and those used last")
         self.refresh()
-        self.activated.connect(self._chosen)
+        self.activated.connect(self._picked)
 
     def refresh(self) -> None:
         """List what there is now; nothing is loaded."""
@@ -224,9 +253,11 @@ class ModelChooser(QComboBox):
         self.addItem(f"{DEMO} (embedded)", DEMO)
         for name, path in local_models().items():
             self.addItem(name, str(path))
-        for path in self._added:
-            self.addItem(path.name, str(path))
-        for text in _BROWSE:
+        for name in dict.fromkeys([*self._added, *recent_models()]):
+            if self.findData(name) < 0:
+                self.addItem(name if is_hub_id(name) else Path(name).name, name)
+                self.setItemData(self.count() - 1, name, Qt.ItemDataRole.ToolTipRole)
+        for text in self._actions:
             self.addItem(text, None)
         self._choose(self._last)
 
@@ -239,29 +270,40 @@ class ModelChooser(QComboBox):
         """Return what :func:`load_model` takes."""
         return self._last
 
-    def add(self, path: Path) -> None:
-        """Add a bundle by its path and choose it."""
-        if self.findData(str(path)) < 0:
-            self._added.append(path)
-        self._last = str(path)
+    def add(self, path: Path | str) -> None:
+        """Add a bundle by its path, or a model of the hub that is on this disk, choose it and remember it."""
+        name = str(path)
+        if name not in self._added:
+            self._added.append(name)
+        remember_model(name)
+        self._take(name)
         self.refresh()
 
     def take(self, name: str) -> None:
         """Choose a model by its name or path, as another dock named it."""
-        if Path(name).exists():
-            self.add(Path(name))
+        if Path(name).exists() or is_hub_id(name):
+            self.add(name)
         else:
             self._choose(name)
 
     def _choose(self, model: str) -> None:
         at = max(0, self.findData(model))
         self.setCurrentIndex(at)
-        self._last = self.itemData(at)
+        self._take(str(self.itemData(at)))
 
-    def _chosen(self, index: int) -> None:
+    def _take(self, name: str) -> None:
+        if name != self._last:
+            self._last = name
+            self.chosen.emit(name)
+
+    def _picked(self, index: int) -> None:
         text = self.itemText(index)
-        if text not in _BROWSE:
-            self._last = self.itemData(index)
+        if text not in self._actions:
+            self._take(str(self.itemData(index)))
+            return
+        if text == _HUB:
+            self._choose(self._last)
+            self.hub_wanted.emit()
             return
         if text == _BROWSE[0]:
             chosen = QFileDialog.getExistingDirectory(self, "Folder of a model bundle (holds peka.json)")

@@ -3,46 +3,45 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from qtpy.compat import isalive
-from qtpy.QtWidgets import (
-    QCheckBox,
-    QComboBox,
-    QDoubleSpinBox,
-    QFileDialog,
-    QFormLayout,
-    QPushButton,
-    QWidget,
-)
+from qtpy.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QFileDialog, QFormLayout, QPushButton, QWidget
+from superqt import QCollapsible
 
-from napari_peka.core.errors import MissingResolution, PekaError
-from napari_peka.core.progress import JobProgress
-from napari_peka.gui import layers, map_layers, region_layers
+from napari_peka.core.errors import PekaError
+from napari_peka.gui import layers, predict_job, region_layers
 from napari_peka.gui.choosers import (
     DOCK_WIDTH,
     FolderField,
     LayerChooser,
-    ModelChooser,
+    Snug,
     Text,
     notice,
     scrolled,
     slim,
     with_button,
 )
+from napari_peka.gui.device_box import DeviceBox
+from napari_peka.gui.growing_map import GrowingMap, show_map
+from napari_peka.gui.model_panel import ModelPanel
+from napari_peka.gui.opening import Opener
+from napari_peka.gui.partial import percent_done, say_partial
 from napari_peka.gui.places import default_folder
+from napari_peka.gui.plan_panel import PlanPanel, result_in_words
+from napari_peka.gui.predict_job import ASK_MPP, Memory, Wish
 from napari_peka.gui.preferences import setting
+from napari_peka.gui.queue_panel import QueuePanel
 from napari_peka.gui.run_panel import RunPanel, run_summary
 from napari_peka.gui.session import session_of
+from napari_peka.gui.view import seen_now
 from napari_peka.io.slide import ALLOWED_MPP
 
 #: how many tiles lie side by side where without overlap one would
 DETAIL = {"a value a tile": 1, "twice as fine (4 × the work)": 2, "four times as fine (16 ×)": 4}
-_ASK_MPP = "fill in the µm per pixel (20× is about 0.5, 40× about 0.25)"
+WHOLE, SEEN = "whole slide", "what I see now"
 
 
 class PredictWidget(QWidget):
@@ -58,16 +57,17 @@ class PredictWidget(QWidget):
         super().__init__()
         self.viewer = napari_viewer
         self.session = session_of(napari_viewer)
-        #: what the job tells, waiting for the GUI thread
-        self._news: deque[Callable[[], None]] = deque()
-        self._blocks: deque[Any] = deque()
-        self._schedule: Any = None
-        self._map: Any = None
-        self._slide_layer: Any = None
+        self.memory = Memory()
+        #: the map in work, or the last one
+        self.growing: GrowingMap | None = None
+        self._drawn: Any = None
+        self._opening = Opener(napari_viewer, self)
         self._default = ""
         self._build()
+        self._lay_out()
+        self._connect()
         self._slide_changed()
-        self._model_changed(self.session.model)
+        self._say_device()
 
     # -- the form ------------------------------------------------------------------------------------------------
 
@@ -82,9 +82,10 @@ class PredictWidget(QWidget):
         self.mpp.setRange(0, ALLOWED_MPP[1])
         self.mpp.setSingleStep(0.05)
         self.mpp.setToolTip("µm per pixel at full resolution; the file does not say it")
-        self.model = ModelChooser()
-        self.region = LayerChooser(self.viewer, lambda x: type(x).__name__ == "Shapes", none="whole slide")
-        self.region.setToolTip("The tissue of the whole slide, or the areas drawn in a Shapes layer")
+        self.models = ModelPanel(self.session)
+        self.model = self.models.box
+        self.region = LayerChooser(self.viewer, lambda x: type(x).__name__ == "Shapes", none=WHOLE, also=[SEEN])
+        self.region.setToolTip("The tissue of the whole slide, of what the window shows, or of areas that were drawn")
         self.tissue = QCheckBox("only where tissue is found")
         self.tissue.setToolTip("Off: every tile of the region counts, for tissue too pale or too odd to be found")
         self.tissue.setChecked(True)
@@ -92,26 +93,17 @@ class PredictWidget(QWidget):
         for text, parts in DETAIL.items():
             self.detail.addItem(text, parts)
         self.detail.setToolTip("Distance of the tiles; finer maps have overlapping tiles and take longer")
-        self.device = slim(QComboBox())
-        self.device.setEditable(True)
-        self.device.addItems(["auto", "cpu", "cuda", "mps"])
-        self.device.setCurrentText(setting("predict", "device", "auto"))
-        self.device.setToolTip("auto: the GPU when there is one; cuda:1 for the second")
+        self.device = DeviceBox(setting("predict", "device", "auto"))
+        self.device_note = Snug()
         self.output = FolderField("Folder of the result, SLIDE.peka.zarr; an interrupted run resumes from it")
         self.note = Text()
         self.replace = QCheckBox("replace a result of other settings")
         self.replace.setToolTip("Without this, a result of another region, model or slide is never touched")
-        self.panel = RunPanel("Predict", self.viewer)
-        self._lay_out()
-        self.slide.changed.connect(self._slide_changed)
-        self.model.activated.connect(self._model_chosen)
-        self.session.model_changed.connect(self._model_changed)
-        self.open_button.clicked.connect(self._browse_slide)
-        self.output.edit.editingFinished.connect(self._folder_edited)
-        self.panel.asked.connect(self.run)
-        self.panel.ticked.connect(self._tick)
-        self.panel.succeeded.connect(self._succeeded)
-        self.panel.stopped.connect(self._stopped)
+        self.plan = PlanPanel(self.memory)
+        self.panel = RunPanel("Predict", self.viewer, pausable=True)
+        self.queue = QueuePanel(self.viewer)
+        self.queue_fold = QCollapsible("More slides")
+        self.queue_fold.addWidget(self.queue)
 
     def _lay_out(self) -> None:
         self.setMaximumWidth(DOCK_WIDTH)
@@ -121,18 +113,52 @@ class PredictWidget(QWidget):
         form.addRow("", self.about)
         form.addRow("µm per pixel", self.mpp)
         form.addRow("Model", self.model)
+        form.addRow(self.models)
         form.addRow("Region", self.region)
         form.addRow("", self.tissue)
         form.addRow("Detail", self.detail)
         form.addRow("Device", self.device)
+        form.addRow("", self.device_note)
         form.addRow("Output", self.output)
         form.addRow("", self.note)
-        form.addRow("", self.replace)
+        form.addRow(self.replace)
         column = scrolled(self)
         column.addLayout(form)
+        column.addWidget(self.plan)
         column.addWidget(self.panel)
+        column.addWidget(self.queue_fold)
         column.addStretch(1)
         column.addWidget(notice("workbench/#predict-expression"))
+
+    def _connect(self) -> None:
+        self.slide.changed.connect(self._slide_changed)
+        self.region.changed.connect(self._region_changed)
+        self.open_button.clicked.connect(self._browse_slide)
+        self._opening.opened.connect(self.slide.choose)
+        self._opening.failed.connect(self._not_opened)
+        self.output.edit.textChanged.connect(self._folder_edited)
+        for signal in (
+            self.mpp.valueChanged, self.tissue.toggled, self.detail.currentIndexChanged, self.replace.toggled,
+            self.device.currentIndexChanged,
+        ):  # fmt: skip
+            signal.connect(self.plan.later)
+        self.session.model_changed.connect(self._model_changed)
+        for event in (self.viewer.camera.events.center, self.viewer.camera.events.zoom):
+            event.connect(self._looked)
+        self.device.looking.done.connect(self._say_device)
+        self.plan.wanted.connect(self._plan)
+        self.plan.measure_wanted.connect(self._measure)
+        self.plan.show_wanted.connect(self._show_result)
+        self.plan.found.connect(self._say_device)
+        self.plan.measured.connect(self._say_device)
+        self.plan.opened.connect(self._show)
+        self.panel.asked.connect(self.run)
+        self.panel.ticked.connect(self._tick)
+        self.panel.succeeded.connect(self._succeeded)
+        self.panel.stopped.connect(self._stopped)
+        self.panel.failed.connect(self._failed)
+        self.queue.asked.connect(self._run_queue)
+        self.queue.opened.connect(self._show_pair)
 
     def _slide_changed(self) -> None:
         layer = self.slide.layer()
@@ -145,7 +171,7 @@ class PredictWidget(QWidget):
             mpp = slide.resolution.mpp
             self.about.setText(f"{x:,} × {y:,} px at {mpp[1]:.3f} µm/px ({slide.resolution.source})")
         elif slide is not None:
-            self.about.setText(f"{slide.path.name} does not say how large a pixel is; {_ASK_MPP}")
+            self.about.setText(f"{slide.path.name} does not say how large a pixel is; {ASK_MPP}")
         else:
             self.about.setText("" if layer is not None else "Open a slide to begin.")
         if path is not None and self.output.edit.text() in ("", self._default):
@@ -153,17 +179,32 @@ class PredictWidget(QWidget):
             self._default = str(folder)
             self.output.edit.setText(self._default)
             self._say_folder(note)
+        self.plan.later()
 
-    def _model_chosen(self, *_: object) -> None:
-        self.session.model = self.model.model()
+    def _region_changed(self) -> None:
+        """Follow a layer of regions: what is drawn in it counts as it is drawn."""
+        if self._drawn is not None:
+            self._drawn.events.set_data.disconnect(self._redrawn)
+        self._drawn = self.region.layer()
+        if self._drawn is not None:
+            self._drawn.events.set_data.connect(self._redrawn)
+        self.plan.later()
 
-    def _model_changed(self, name: str) -> None:
-        """Take the model that another dock chose."""
-        if isalive(self) and name != self.model.model():
-            self.model.take(name)
+    def _redrawn(self, *_: object) -> None:
+        if isalive(self):
+            self.plan.later()
+
+    def _looked(self, *_: object) -> None:
+        if isalive(self) and self.region.currentText() == SEEN and not self.panel.running:
+            self.plan.later()
+
+    def _model_changed(self, *_: object) -> None:
+        if isalive(self):
+            self.plan.later()
 
     def _folder_edited(self) -> None:
         self._say_folder("")
+        self.plan.later()
 
     def _say_folder(self, note: str) -> None:
         folder = self.output.folder()
@@ -172,6 +213,15 @@ class PredictWidget(QWidget):
         self.note.setText(note)
         self.form.setRowVisible(self.note, bool(note))
 
+    def _say_device(self, *_: object) -> None:
+        """Say what it means that there is no GPU, with the time that was measured."""
+        alone = self.device.has_gpu is False
+        time = self.plan.whole_slide()
+        told = f"no GPU found: the whole slide takes about {time} on this CPU" if time else (
+            "no GPU found: it runs on the CPU; “How long?” tells how long that takes")  # fmt: skip
+        self.device_note.setText(told if alone else "")
+        self.form.setRowVisible(self.device_note, alone)
+
     def _browse_slide(self) -> None:
         chosen, _ = QFileDialog.getOpenFileName(self, "Open a slide")
         if chosen:
@@ -179,126 +229,103 @@ class PredictWidget(QWidget):
 
     def open_slide(self, path: Path) -> None:
         """Open a slide as a layer and choose it; what is wrong with it is said in the error line."""
-        from napari_peka.io.slide import open_slide
-
         self.panel.error.hide()
+        self.about.setText(f"opening {path.name}")
+        self._opening.open(path)
+
+    def _not_opened(self, error: BaseException) -> None:
+        self._slide_changed()
+        self.panel.fail(error)
+
+    # -- what the form asks for ----------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """Return those settings of the form that count for any slide."""
+        return {"device": self.device.name(), "find_tissue": self.tissue.isChecked()}
+
+    def wish(self) -> Wish | str:
+        """Return what the form asks for, or what is missing, as a sentence."""
+        layer, folder = self.slide.layer(), self.output.folder()
+        if layer is None:
+            return "there is no slide; open one first"
+        if folder is None:
+            return "choose a folder for the result"
+        slide, mpp = layers.slide_of(layer), self.mpp.value() if self.form.isRowVisible(self.mpp) else 0.0
+        if slide is not None and slide.resolution is None and not mpp:
+            return f"{slide.path.name} does not say how large a pixel is; {ASK_MPP}"
         try:
-            data, settings, _ = layers.slide_layer(open_slide(path))
+            if self.region.currentText() == SEEN:
+                region = seen_now(self.viewer, layer)
+            else:
+                shapes = self.region.layer()
+                region = None if shapes is None else region_layers.region_of(shapes, layer)
         except PekaError as e:
-            self.panel.fail(e)
+            return str(e)
+        path = layers.image_path(layer)
+        assert path is not None
+        settings = self.settings() | {"tissue_threshold": layers.tissue_threshold_of(layer)}
+        return Wish(
+            path, None if mpp else slide, mpp or None, self.session.model, region, self.detail.currentData(),
+            settings, folder / f"{path.stem}.peka.zarr", self.replace.isChecked(),
+        )  # fmt: skip
+
+    def _plan(self) -> None:
+        if self.panel.running:
             return
-        layer = self.viewer.add_image(data, **settings)
-        self.viewer.layers.move(len(self.viewer.layers) - 1, 0)  # below maps that are there already
-        self.slide.choose(layer)
-        self.viewer.reset_view()  # napari looks at the first layer only, and this one may lie elsewhere
+        wish = self.wish()
+        if isinstance(wish, str):
+            self.plan.clear(wish if self.slide.layer() is not None else "")
+        else:
+            self.plan.ask(wish)
+
+    def _measure(self) -> None:
+        wish = self.wish()
+        if isinstance(wish, str):
+            self.plan.say(wish)
+        elif self.panel.running or self.queue.running:
+            self.plan.say("wait until the prediction in work is done")
+        else:
+            self.plan.measure(wish)
+
+    def _show_result(self) -> None:
+        wish = self.wish()
+        if isinstance(wish, str):
+            self.panel.fail(wish)
+        else:
+            self.plan.show_result(wish)
 
     # -- the job -------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Predict with the settings of the form, or say what is missing."""
-        layer, folder = self.slide.layer(), self.output.folder()
-        if layer is None:
-            self.panel.fail("there is no slide; open one first")
+        wish = self.wish()
+        if self.queue.running:
+            self.panel.fail("the slides under More slides are being predicted; wait for them or cancel them")
             return
-        if folder is None:
-            self.panel.fail("choose a folder for the result")
+        if isinstance(wish, str):
+            self.panel.fail(wish)
             return
-        slide, mpp = layers.slide_of(layer), self.mpp.value() if self.form.isRowVisible(self.mpp) else 0.0
-        if slide is not None and slide.resolution is None and not mpp:
-            self.panel.fail(f"{slide.path.name} does not say how large a pixel is; {_ASK_MPP}")
-            return
-        shapes = self.region.layer()
-        try:
-            region = None if shapes is None else region_layers.region_of(shapes, layer)
-        except PekaError as e:
-            self.panel.fail(e)
-            return
-        path = layers.image_path(layer)
-        assert path is not None
-        self._slide_layer, self._map, self._schedule = layer, None, None
-        self._news.clear()
-        self._blocks.clear()
-        output = folder / f"{path.stem}.peka.zarr"
-        self.panel.start(self._job(None if mpp else slide, path, mpp or None, region, output, shapes))
-
-    def _job(
-        self, slide: Any, path: Path, mpp: float | None, region: Any, output: Path, shapes: Any
-    ) -> Callable[[JobProgress], Any]:
-        """Return the work for the thread; it touches nothing of Qt or napari but the two queues."""
-        name, replace = self.model.model(), self.replace.isChecked()
-        parts = self.detail.currentData()
-        settings: dict[str, Any] = {
-            "device": self.device.currentText().strip(),
-            "find_tissue": self.tissue.isChecked(),
-        }
-        layer = self._slide_layer
-        view = layers.visible_rect(self.viewer, layer)
-
-        def begin(prediction: Any, schedule: Any) -> None:
-            schedule.prefer(view)  # what is looked at comes first from the first block on
-            self._news.append(lambda: self._begin(prediction, schedule, output))
-
-        def job(progress: JobProgress) -> Any:
-            progress.stage("loading the model")
-            from napari_peka.config import PredictConfig
-            from napari_peka.io.slide import open_slide
-            from napari_peka.models.zoo import load_model
-            from napari_peka.workflows.predict import predict
-
-            model = load_model(name)
-            if parts > 1:
-                settings["stride_px"] = max(1, model.tile_spec().stride // parts)
-            if slide is None:
-                opened = open_slide(path, mpp=mpp)
-                self._news.append(lambda: self._adopt(layer, opened, shapes))
-            else:
-                opened = slide
-            try:
-                return predict(
-                    opened, model, output=output, region=region, config=PredictConfig(**settings),
-                    overwrite=replace, progress=progress, on_start=begin,
-                    on_block=lambda block, *_: self._blocks.append(block),
-                )  # fmt: skip
-            except MissingResolution as e:
-                raise MissingResolution(f"{str(e).rpartition(';')[0]}; {_ASK_MPP}") from e
-
-        return job
-
-    # -- in the GUI thread ---------------------------------------------------------------------------------------
+        self.plan.leave()
+        assert wish.output is not None
+        growing = self.growing = GrowingMap(self.viewer, self.slide.layer(), wish.output, self.region.layer())
+        self.panel.start(
+            partial(
+                _work, wish, self.memory,
+                {"on_open": growing.on_open, "on_start": growing.on_start, "on_block": growing.on_block},
+            )
+        )  # fmt: skip
 
     def _tick(self) -> None:
-        while self._news:
-            self._news.popleft()()
-        if self._map is not None and self._map in self.viewer.layers:
-            map_layers.fill_blocks(self._map, [self._blocks.popleft() for _ in range(len(self._blocks))])
-        if self._schedule is not None and self._slide_layer in self.viewer.layers:
-            self._schedule.prefer(layers.visible_rect(self.viewer, self._slide_layer))
+        if self.growing is not None and self.growing.tick():
+            self._slide_changed()
 
-    def _adopt(self, layer: Any, slide: Any, shapes: Any) -> None:
-        """Bring a layer to the resolution that is now known, and with it the region drawn on it."""
-        before = np.array(layer.scale, float)[:2]
-        layers.set_resolution(layer, slide)
-        if shapes is not None:
-            layers.rescale(shapes, np.array(layer.scale, float)[:2] / before)
-        self.viewer.reset_view()
-        self._slide_changed()
-
-    def _begin(self, prediction: Any, schedule: Any, output: Path) -> None:
-        """Show the map, empty as yet, in place of an older one of the same file."""
-        wish = ["ERBB2"]
-        for old in [x for x in self.viewer.layers if layers.output_of(x) == output]:
-            wish = [layers.gene_of(old) or "", *wish]
-            self.viewer.layers.remove(old)
-        data, settings, _ = map_layers.heatmap_layer(prediction, map_layers.best_gene(prediction, wish))
-        self._map = self.viewer.add_image(data, **settings)
-        layers.set_output(self._map, output)
-        map_layers.show_colour_bar(self._map)
-        # shapes drawn next take the scale of the selected layer: the slide's, not that of the map's coarse pixels
-        if self._slide_layer in self.viewer.layers:
-            self.viewer.layers.selection.active = self._slide_layer
-        self._schedule = schedule
+    def _ended(self) -> None:
+        if self.growing is not None:
+            self.growing.end()
+        self.plan.later()
 
     def _succeeded(self, prediction: Any) -> None:
+        self._ended()
         done = prediction.record["run"]
         lines = [run_summary(done["tiles"], done["seconds"], done["resumed_tiles"])]
         if bad := prediction.n_unreadable:
@@ -306,4 +333,47 @@ class PredictWidget(QWidget):
         self.panel.status.setText("; ".join([*lines, str(prediction.path)]))
 
     def _stopped(self) -> None:
-        self.panel.status.setText("cancelled; the finished part is kept, Predict goes on from there")
+        self._ended()
+        layer = self.growing.layer if self.growing is not None else None
+        prediction = layers.prediction_of(layer)
+        share = f" at {percent_done(prediction)} %" if prediction is not None else ""
+        self.panel.status.setText(f"cancelled{share}; the finished part is kept, Predict goes on from there")
+
+    def _failed(self, *_: object) -> None:
+        self._ended()
+
+    # -- results that are there ----------------------------------------------------------------------------------
+
+    def _show(self, prediction: Any) -> None:
+        wish = self.wish()
+        output = prediction.path or (None if isinstance(wish, str) else wish.output)
+        if output is not None:
+            say_partial(show_map(self.viewer, prediction, output, self.slide.layer()))
+            self.panel.status.setText(result_in_words(prediction))
+
+    # -- more slides ---------------------------------------------------------------------------------------------
+
+    def _run_queue(self) -> None:
+        if self.panel.running:
+            self.queue.panel.fail("a slide is being predicted; wait for it or cancel it")
+            return
+        self.queue.run(self.session.model, self.settings(), self.detail.currentData(), self.replace.isChecked())
+
+    def _show_pair(self, path: Path, prediction: Any) -> None:
+        """Show a slide of the queue and its map."""
+        if all(layers.image_path(x) != path for x in self.viewer.layers):
+            self.open_slide(path)
+        slide = next((x for x in self.viewer.layers if layers.image_path(x) == path), None)
+        if slide is not None:
+            self.slide.choose(slide)
+        show_map(self.viewer, prediction, prediction.path, slide)
+
+    def closeEvent(self, event: Any) -> None:
+        """Stop what runs when the dock is closed."""
+        for part in (self.models, self.plan, self.panel, self.queue):
+            part.leave()
+        super().closeEvent(event)
+
+
+def _work(wish: Wish, memory: Memory, hooks: dict[str, Any], progress: Any) -> Any:
+    return predict_job.run(wish, memory, progress, **hooks)

@@ -5,7 +5,7 @@ Frames of reference: as in :mod:`napari_peka.gui.layers`; polygons are x first, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,8 +83,8 @@ def region_of(shapes: Any, slide: Any) -> Any:
             continue
         corners = np.asarray(vertices, float)
         points = _ellipse(corners) if kind == "ellipse" else corners
-        world = np.array([shapes.data_to_world(p) for p in points])[:, -2:]
-        yx = np.array([slide.world_to_data(p)[:2] for p in world]) + 0.5
+        world = _placed(shapes.data_to_world, points)[:, -2:]
+        yx = _placed(slide.world_to_data, world)[:, :2] + 0.5
         areas.append(shapely.make_valid(shapely.Polygon(yx[:, ::-1])))
     region = shapely.union_all(areas) if areas else None
     if region is None or not region.area > 0:
@@ -115,12 +115,20 @@ def regions_of(shapes: Any, mpp: tuple[float, float]) -> dict[str, Any]:
             continue
         corners = np.asarray(vertices, float)
         points = _ellipse(corners) if kind == "ellipse" else corners
-        yx = np.array([shapes.data_to_world(p) for p in points])[:, -2:] / np.array(mpp) + 0.5
+        yx = _placed(shapes.data_to_world, points)[:, -2:] / np.array(mpp) + 0.5
         given = "" if names is None or i >= len(names) or names.isna().iat[i] else str(names.iat[i]).strip()
         area = shapely.make_valid(shapely.Polygon(yx[:, ::-1]))
         if area.area > 0:
             parts.setdefault(given or f"region {i + 1}", []).append(area)
     return {name: shapely.union_all(areas) for name, areas in parts.items()}
+
+
+def _placed(place: Callable[[Any], Any], points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return points as a layer's transform places them: napari takes one at a time, a drawn outline has thousands."""
+    n = points.shape[1]
+    zero = np.asarray(place(np.zeros(n)), float)
+    axes = np.array([np.asarray(place(e), float) - zero for e in np.eye(n)])
+    return np.asarray(points @ axes + zero)
 
 
 def _ellipse(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -64,6 +64,8 @@ class RunPanel(QWidget):
         What the job is, in the words of the button, such as ``"Predict"``.
     viewer
         Whose activity dock and task manager follow the job; None: neither.
+    pausable
+        Whether there is a button by which the job waits.
 
     Attributes
     ----------
@@ -85,7 +87,9 @@ class RunPanel(QWidget):
     stopped = Signal()
     failed = Signal(str)
 
-    def __init__(self, title: str, viewer: Any = None, parent: QWidget | None = None) -> None:
+    def __init__(
+        self, title: str, viewer: Any = None, parent: QWidget | None = None, *, pausable: bool = False
+    ) -> None:
         super().__init__(parent)
         self.title = title
         self._mirrored = viewer is not None
@@ -95,7 +99,11 @@ class RunPanel(QWidget):
         self._mirror: _Mirror | None = None
         self.run_button = QPushButton(title)
         self.cancel_button = QPushButton("Cancel")
-        self.cancel_button.setToolTip("Stop after the block in work; what is finished is kept")
+        self.cancel_button.setToolTip("Stop; what is finished is kept")
+        self.pause_button = QPushButton("Pause")
+        self.pause_button.setCheckable(True)
+        self.pause_button.setToolTip("Let the work wait; it keeps its memory, and takes no time of the processor")
+        self.pause_button.setVisible(pausable)
         self.bar = QProgressBar()
         self.bar.setTextVisible(False)
         self.status = Text()
@@ -103,6 +111,7 @@ class RunPanel(QWidget):
         self.error.hide()
         buttons = QHBoxLayout()
         buttons.addWidget(self.run_button)
+        buttons.addWidget(self.pause_button)
         buttons.addWidget(self.cancel_button)
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
@@ -114,6 +123,7 @@ class RunPanel(QWidget):
         self._timer.timeout.connect(self._tick)
         self.run_button.clicked.connect(self._ask)
         self.cancel_button.clicked.connect(self.cancel)
+        self.pause_button.toggled.connect(self._pause)
         self._idle()
 
     @property
@@ -134,6 +144,7 @@ class RunPanel(QWidget):
         self.status.setText("starting")
         self.run_button.setEnabled(False)
         self.cancel_button.setEnabled(True)
+        self.pause_button.setEnabled(True)
         self.bar.setRange(0, 0)
         self.bar.show()
         work.thread.start()
@@ -145,7 +156,8 @@ class RunPanel(QWidget):
         if self._work is not None:
             self._work.progress.cancel()
             self.cancel_button.setEnabled(False)
-            self.status.setText("stopping after the block in work")
+            self.pause_button.setEnabled(False)
+            self.status.setText("stopping")
 
     def leave(self) -> None:
         """Stop the job and wait for it: for a window that closes."""
@@ -164,6 +176,11 @@ class RunPanel(QWidget):
         self.error.hide()
         self.asked.emit()
 
+    def _pause(self, on: bool) -> None:
+        self.pause_button.setText("Go on" if on else "Pause")
+        if self._work is not None:
+            (self._work.progress.pause if on else self._work.progress.resume)()
+
     def _tick(self) -> None:
         work = self._work
         if work is None:
@@ -173,13 +190,14 @@ class RunPanel(QWidget):
             return
         now = work.progress.snapshot()
         if now.stage and not work.progress.cancelled:
-            self.status.setText(now.text if now.total else now.stage)
+            words = [now.text, now.apart] if now.total else [now.stage]
+            self.status.setText(" · ".join(["paused"] * work.progress.paused + [w for w in words if w]))
         fraction = now.done / now.total if now.total else None
         self.bar.setRange(0, _MAX if fraction is not None else 0)
         if fraction is not None:
             self.bar.setValue(round(fraction * _MAX))
         if self._mirror is not None:
-            self._mirror.show(fraction)
+            self._mirror.show(fraction, now.text.removeprefix(now.stage).strip() if now.total else now.stage)
         self.ticked.emit()
 
     def _finish(self) -> None:
@@ -207,6 +225,8 @@ class RunPanel(QWidget):
     def _idle(self) -> None:
         self.run_button.setEnabled(True)
         self.cancel_button.setEnabled(False)
+        self.pause_button.setChecked(False)
+        self.pause_button.setEnabled(False)
         self.bar.hide()
 
     def closeEvent(self, event: Any) -> None:
@@ -232,13 +252,16 @@ class _Mirror:
         from napari.qt.threading import create_worker
         from napari.utils import progress
 
-        self._title, self._work = title, work
+        self._title, self._work, self._text = title, work, ""
         self._bar = progress(total=_MAX, desc=title)
         self._worker = create_worker(self)
         self._worker.start()
 
-    def show(self, fraction: float | None) -> None:
-        """Move the bar."""
+    def show(self, fraction: float | None, text: str) -> None:
+        """Move the bar, and say how far it is in few words: the activity dock gives the bar what they leave."""
+        if text != self._text:
+            self._text = text
+            self._bar.set_description(f"{self._title}: {text}")
         if step := round((fraction or 0.0) * _MAX) - self._bar.n:
             self._bar.update(step)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from time import perf_counter
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,7 @@ import torch
 
 from napari_peka.core.errors import DeviceError, Undecodable
 from napari_peka.core.geometry import Block, Rect, TileTable
-from napari_peka.core.progress import NULL, Progress
+from napari_peka.core.progress import COMPUTING, NULL, READING, Cancelled, Progress
 from napari_peka.infer.schedule import Schedule
 from napari_peka.io.tiles import read_tiles
 
@@ -27,6 +29,8 @@ READ_AHEAD = 2
 #: bytes of a block's tiles that are cut as it is read. More, as tiles that overlap widely have, are cut by the batch:
 #: 64 tiles of 896 px are 154 MB, the image that they are cut from is 18 MB
 CUT_AHEAD = 64 << 20
+#: blocks over which it is said what a tile costs
+COST_BLOCKS = 8
 
 
 class BlockSource(Protocol):
@@ -59,6 +63,32 @@ class Uncut:
         return self.block.cut(self.image, self.size_px, rows)
 
 
+class Brake:
+    """Stops a module between two of its layers: a pass of a large encoder takes longer than a person waits.
+
+    Attributes
+    ----------
+    asked
+        Says whether somebody wants a stop.
+    """
+
+    def __init__(self) -> None:
+        self.asked: Callable[[], bool] = _never
+
+    def release(self) -> None:
+        """Ask nobody any more."""
+        self.asked = _never
+
+    def __call__(self, *_: Any) -> None:
+        """Raise :class:`Cancelled` if somebody wants a stop; called before each layer."""
+        if self.asked():
+            raise Cancelled("stopped within a block of tiles")
+
+
+def _never() -> bool:
+    return False
+
+
 class Forward:
     """Runs a module over the tiles of a block on one device; halves the batch when memory runs out.
 
@@ -86,6 +116,7 @@ class Forward:
     ) -> None:
         self._build, self.device, self.dtype, self.digest = build, device, dtype, digest
         self.batch_size = batch_size or (32 if device.type == "cpu" else 128)
+        self.brake = Brake()
 
     @cached_property
     def module(self) -> torch.nn.Module:
@@ -93,6 +124,8 @@ class Forward:
         module = self._build().to(self.device).eval()
         if self.device.type == "cpu" and self.dtype == torch.bfloat16:
             module = module.to(self.dtype)  # weights too: autocast would convert them at every pass
+        for layer in module.modules():
+            layer.register_forward_pre_hook(self.brake)
         return module
 
     def __call__(self, tiles: Tiles) -> npt.NDArray[np.float16]:
@@ -136,6 +169,20 @@ class _Read:
     tiles: Images | Uncut | None = None
     ok: npt.NDArray[np.bool_] | None = None
     error: BaseException | None = None
+    seconds: float = 0.0
+
+
+class _Costs:
+    """What a tile of the last blocks took, in seconds: to read, and to compute."""
+
+    def __init__(self) -> None:
+        self._last: deque[tuple[int, float, float]] = deque(maxlen=COST_BLOCKS)
+
+    def add(self, tiles: int, reading: float, computing: float) -> dict[str, float]:
+        """Count a block; returns the metrics to report."""
+        self._last.append((tiles, reading, computing))
+        n, read, compute = (sum(column) for column in zip(*self._last))
+        return {READING: read / n, COMPUTING: compute / n}
 
 
 def embed(
@@ -152,13 +199,17 @@ def embed(
 
     `on_block` is called in this thread after each block, with float16 ``(n, d)`` embeddings (NaN where a tile could
     not be decoded) and ``read_ok (n,)``. A block is always computed from its own tiles alone, so its numbers do not
-    depend on the order in which blocks were done.
+    depend on the order in which blocks were done. `progress` hears what a tile takes to read (by one reader) and to
+    compute.
 
     Raises
     ------
     Cancelled
-        From `progress`; blocks handed over before stay valid.
+        From `progress`, or within a block when `progress` says that it is cancelled; blocks handed over before stay
+        valid.
     """
+    costs = _Costs()
+    forward.brake.asked = lambda: getattr(progress, "cancelled", False) is True
     waiting: queue.Queue[_Read | None] = queue.Queue(maxsize=READ_AHEAD)
     stop = threading.Event()
     threads = [
@@ -180,9 +231,13 @@ def embed(
                 raise item.error
             assert item.tiles is not None
             assert item.ok is not None
-            on_block(item.block, _embed_readable(forward, item.tiles, item.ok), item.ok)
-            progress.advance(len(item.block))
+            began = perf_counter()
+            embeddings = _embed_readable(forward, item.tiles, item.ok)
+            cost = costs.add(len(item.block), item.seconds, perf_counter() - began)
+            on_block(item.block, embeddings, item.ok)
+            progress.advance(len(item.block), **cost)
     finally:
+        forward.brake.release()
         stop.set()
         while any(t.is_alive() for t in threads):  # a reader may be waiting for a place in the queue
             try:
@@ -221,7 +276,10 @@ def _reader(
 
     while not stop.is_set() and (block := schedule.take()) is not None:
         try:
-            put(_read(slide, tiles, block))
+            began = perf_counter()
+            item = _read(slide, tiles, block)
+            item.seconds = perf_counter() - began
+            put(item)
         except BaseException as e:  # noqa: BLE001 - raised again in the caller's thread
             put(_Read(block, error=e))
             return

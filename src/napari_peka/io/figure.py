@@ -56,8 +56,12 @@ def trust_text(pcc: float | None) -> str:
     """Return a gene's held-out correlation in words."""
     if pcc is None or not np.isfinite(pcc):
         return "held-out PCC not measured"
-    word = "good" if pcc >= 0.5 else "fair" if pcc >= 0.3 else "weak" if pcc >= 0.15 else "not predicted"
-    return f"held-out PCC {pcc:.2f} ({word})"
+    return f"held-out PCC {pcc:.2f} ({trust_word(pcc)})"
+
+
+def trust_word(pcc: float) -> str:
+    """Return a word for a held-out correlation."""
+    return "good" if pcc >= 0.5 else "fair" if pcc >= 0.3 else "weak" if pcc >= 0.15 else "not predicted"
 
 
 def write_map(
@@ -208,7 +212,8 @@ def _footer(prediction: Prediction) -> str:
     model = prediction.record.get("model", {}).get("name", "")
     step = spec.stride * spec.mpp
     every = f" every {step:.0f} µm" if spec.stride != spec.size_px else ""
-    parts = [RESEARCH_USE, f"{f'Model {model}, t' if model else 'T'}iles of {spec.size_um:.0f} µm{every}."]
+    parts = [f"Partial: {prediction.record['partial']}."] if prediction.partial else []
+    parts += [RESEARCH_USE, f"{f'Model {model}, t' if model else 'T'}iles of {spec.size_um:.0f} µm{every}."]
     if prediction.pcc_split and prediction.head.pcc is not None:
         parts.append(f"PCC: {prediction.pcc_split}.")
     if bad := prediction.n_unreadable:

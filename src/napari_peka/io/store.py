@@ -92,6 +92,22 @@ class Prediction:
         """Number of tiles that could not be decoded."""
         return int((~self.read_ok).sum())
 
+    @property
+    def n_done(self) -> int:
+        """Number of tiles that are done, whether they could be decoded or not; fewer than all while it grows."""
+        known = ~np.isnan(self.embeddings[:, :1]).any(1) if self.embeddings.shape[1] else self.read_ok
+        return int((known | ~self.read_ok).sum())
+
+    @property
+    def done_in_words(self) -> str:
+        """How much of an unfinished map there is: ``312 of 1,234 tiles``."""
+        return f"{self.n_done:,} of {len(self.tiles):,} tiles"
+
+    @property
+    def partial(self) -> bool:
+        """Whether tiles are still missing: the map grows, or its job was stopped."""
+        return "partial" in self.record
+
     @cached_property
     def neighbours(self) -> Neighbours | None:
         """The tiles within the head's context; None when it reads none. Found once, at the first need."""
@@ -186,7 +202,7 @@ class RunStore:
 
     def _prepare(self) -> None:
         identity = self.record["identity"]
-        before = self._unfinished()
+        before = self.unfinished()
         if self.path.exists():
             of_result = identity_of_result(self.path)
             if of_result == identity:
@@ -194,10 +210,10 @@ class RunStore:
                     files.remove_tree(self.partial)
                 return
             if not self._overwrite:
-                _same_or_raise(of_result, identity, self.path)
+                same_or_raise(of_result, identity, self.path)
         if self.partial.exists() and before != identity:
             if before is not None and not self._overwrite:
-                _same_or_raise(before, identity, self.partial)
+                same_or_raise(before, identity, self.partial)
             files.remove_tree(self.partial)
         try:
             (self.partial / "blocks").mkdir(parents=True, exist_ok=True)
@@ -206,7 +222,7 @@ class RunStore:
         if before != identity:
             files.write_whole(self.partial / RUN_FILE, json.dumps(self.record, indent=1).encode())
 
-    def _unfinished(self) -> dict[str, Any] | None:
+    def unfinished(self) -> dict[str, Any] | None:
         """Return the identity of the unfinished run in the partial folder, or None."""
         try:
             return dict(json.loads((self.partial / RUN_FILE).read_text("utf-8"))["identity"])
@@ -227,7 +243,7 @@ class RunStore:
         from safetensors.numpy import load
 
         try:
-            data = load(self._block_file(block).read_bytes())
+            data = load(self.block_file(block).read_bytes())
             embeddings, ok = data["embeddings"], data["read_ok"]
         except (FileNotFoundError, SafetensorError, KeyError):
             return None
@@ -243,7 +259,7 @@ class RunStore:
             "embeddings": np.ascontiguousarray(embeddings, np.float16),
             "read_ok": np.ascontiguousarray(ok),
         }
-        files.write_whole(self._block_file(block), save(data))
+        files.write_whole(self.block_file(block), save(data))
 
     def finish(self, blocks: Sequence[Block]) -> None:
         """Assemble the zarr from the finished blocks, rename it into place and drop the partial folder."""
@@ -301,7 +317,8 @@ class RunStore:
             raise StoreError(f"block {block.index} of {self.partial} vanished or is damaged; run again to redo it")
         return data
 
-    def _block_file(self, block: Block) -> Path:
+    def block_file(self, block: Block) -> Path:
+        """Return where a finished block is kept."""
         return self.partial / "blocks" / f"{block.index:06d}.safetensors"
 
 
@@ -413,7 +430,14 @@ def identity_of_result(path: Path) -> dict[str, Any]:
         ) from e
 
 
-def _same_or_raise(before: dict[str, Any], now: dict[str, Any], where: Path) -> None:
+def same_or_raise(before: dict[str, Any], now: dict[str, Any], where: Path) -> None:
+    """Refuse to mix two runs.
+
+    Raises
+    ------
+    OutputMismatch
+        If their identities differ; it says in what.
+    """
     names = [k for k in now if before.get(k) != now[k]]
     if names:
         what = " and ".join(_differs(k, before.get(k), now[k]) for k in names)

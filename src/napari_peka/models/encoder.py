@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from napari_peka.core.errors import BundleError, DeviceError, SettingError, UnknownName, near_names
+from napari_peka.core.errors import (
+    BundleError,
+    DeviceError,
+    EncoderUnavailable,
+    SettingError,
+    UnknownName,
+    near_names,
+)
 from napari_peka.models._torchvision import ensure_torchvision
 from napari_peka.models.keymaps import to_encoder
 from napari_peka.models.registry import POOLED, TIMM_PREFIX, EncoderCard
@@ -265,6 +273,17 @@ def fetch_weights(card: EncoderCard) -> None:
     card = complete(card)
     if not _has_none(card):
         find_weights(card)
+
+
+def has_weights(card: EncoderCard) -> bool:
+    """Whether an encoder can be loaded without the network."""
+    card = complete(card)
+    if _has_none(card):
+        return True
+    with suppress(EncoderUnavailable):
+        find_weights(card, offline=True)
+        return True
+    return False
 
 
 def _has_none(card: EncoderCard) -> bool:

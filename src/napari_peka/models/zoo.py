@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from napari_peka.core.errors import BundleError, EncoderUnavailable, PekaError, UnknownName, near_names
 from napari_peka.models.bundle import SPEC_FILE, TENSOR_FILE, Model, read_bundle
 from napari_peka.models.folder import ENVIRONMENT, models_folder
@@ -166,6 +168,54 @@ def show(name: str) -> dict[str, Any]:
     long = ("genes", "gene_ids", "pcc", "attainable_pcc")
     spec["head"] = {k: v for k, v in spec["head"].items() if k not in long}
     return {**_brief(name, model), **spec, "digest": model.digest, "unknown_keys": list(model.dropped)}
+
+
+def about(name: str) -> dict[str, Any]:
+    """Return what a person asks of a model before using it, as data for JSON; nothing is fetched.
+
+    ``name``, ``path``, ``description``, ``data`` (what it was trained on), ``licence``, ``genes``, ``unit``,
+    ``tile_um``, ``passes``; ``pcc`` (mean over ``pcc_genes`` genes, held out as ``pcc_split`` says; None if not known);
+    ``encoder``, ``encoder_licence``, ``gated``, ``page``, ``hub_id``, ``revision``, ``files`` (that may hold its
+    weights), ``weights`` (their path here, or None), ``weights_bytes``, ``weights_needed``.
+
+    Raises
+    ------
+    UnknownName
+        If there is no such model here.
+    """
+    from napari_peka.models.encoder import complete, has_weights  # imports torch
+    from napari_peka.models.weights import candidates, find_weights
+
+    model = load_model(name, offline=True)
+    spec = model.spec
+    card = complete(model.card)
+    here: Path | None = None
+    with suppress(EncoderUnavailable):
+        here = find_weights(card, offline=True)
+    top = [model.head.index(g) for g in model.hvg50 if model.head.find(g) is not None]
+    pcc = model.pcc[top] if top else model.pcc
+    pcc = pcc[np.isfinite(pcc)]
+    return {
+        **_brief(name, model),
+        "description": spec.description,
+        "data": str(spec.training.get("data") or ""),
+        "licence": spec.licence,
+        "unit": model.head.unit,
+        "tile_um": model.tile_spec().footprint_um,
+        "passes": model.passes,
+        "pcc": float(pcc.mean()) if len(pcc) else None,
+        "pcc_genes": len(pcc),
+        "pcc_split": spec.head.pcc_split,
+        "encoder_licence": card.licence,
+        "gated": card.gated,
+        "page": card.page,
+        "hub_id": card.hub_id,
+        "revision": card.revision,
+        "files": list(candidates(card)),
+        "weights": None if here is None else str(here),
+        "weights_bytes": None if here is None else here.stat().st_size,
+        "weights_needed": not has_weights(card),
+    }
 
 
 def gene_table(name: str) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ import hashlib
 import os
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
@@ -149,7 +150,8 @@ def predict(
     Returns
     -------
     Prediction
-        ``record["run"]`` tells tiles, seconds and how many tiles were resumed.
+        ``record["run"]`` tells tiles, seconds and how many tiles were resumed. The growing one has
+        ``record["partial"]`` in its place, and keeps it when the job is stopped.
     """
     if output is None:
         with tempfile.TemporaryDirectory(prefix="napari-peka-") as scratch:
@@ -173,9 +175,9 @@ def predict(
         )
     progress.stage("finding tissue")
     tiles = plan_tiles(slide, model, config, tissue=tissue, region=region)
-    record = _record(slide, model, tiles, config, forward)
+    record = record_of(slide, model, tiles, config, forward)
     blocks = tiles.blocks()
-    known = _known_embeddings(path, record)
+    known = known_embeddings(path, record)
     if known is not None and not overwrite:
         raise OutputMismatch(
             f"{path} was read by another gene head ({known.record['model']['name']}) of the same encoder: overwrite it "
@@ -190,7 +192,8 @@ def predict(
                 on_start(ready, Schedule([]))
             return ready
         before = store.done(blocks) if known is None else {b.index for b in blocks}
-        live = _empty_prediction(tiles, model, record)
+        # a record of its own: what is written must not say that it is unfinished
+        live = _empty_prediction(tiles, model, dict(record))
         _ = live.neighbours  # found here: whoever looks at the growing map must not wait for it
 
         def keep(
@@ -204,20 +207,22 @@ def predict(
                 on_block(block, embeddings, ok)
 
         schedule = Schedule(blocks, before)
-        if on_start:
-            on_start(live, schedule)
-        for block in blocks:
-            if block.index in before and (data := store.read_block(block)) is not None:
-                keep(block, *data, write=False)
-            elif known is not None:
-                rows = slice(block.start, block.stop)
-                keep(block, known.embeddings[rows], known.read_ok[rows])
-        resumed = sum(len(b) for b in blocks if b.index in before)
-        started = perf_counter()
-        if len(schedule):
-            _embed(slide, tiles, forward, schedule, keep, config, progress)
-        run = _run(len(tiles), resumed, perf_counter() - started)
-        store.finish(blocks)
+        with _partial_until_done(live):
+            if on_start:
+                on_start(live, schedule)
+            for block in blocks:
+                if block.index in before and (data := store.read_block(block)) is not None:
+                    keep(block, *data, write=False)
+                elif known is not None:
+                    rows = slice(block.start, block.stop)
+                    keep(block, known.embeddings[rows], known.read_ok[rows])
+            resumed = sum(len(b) for b in blocks if b.index in before)
+            started = perf_counter() - getattr(progress, "waited_s", 0.0)
+            if len(schedule):
+                _embed(slide, tiles, forward, schedule, keep, config, progress)
+            seconds = perf_counter() - started - getattr(progress, "waited_s", 0.0)
+            run = _run(len(tiles), resumed, seconds)
+            store.finish(blocks)
     live.record["run"], live.path = run, path
     if bad := live.n_unreadable:
         progress.note(
@@ -226,7 +231,7 @@ def predict(
     return live
 
 
-def load_forward(model: Model, config: PredictConfig | None = None) -> Forward:
+def load_forward(model: Model, config: PredictConfig | None = None, *, offline: bool = False) -> Forward:
     """Choose device and number format for a model; its encoder is loaded at the first tile.
 
     Parameters
@@ -235,6 +240,8 @@ def load_forward(model: Model, config: PredictConfig | None = None) -> Forward:
         From :func:`load_model`.
     config
         ``device``, ``precision`` and ``batch_size`` count.
+    offline
+        Never fetch the encoder's weights from the network.
 
     Raises
     ------
@@ -248,7 +255,8 @@ def load_forward(model: Model, config: PredictConfig | None = None) -> Forward:
     config = config or PredictConfig()
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
-    return Forward(lambda: build_student(model), device, dtype, config.batch_size, model.embedding_digest)
+    digest = model.embedding_digest
+    return Forward(lambda: build_student(model, offline=offline), device, dtype, config.batch_size, digest)
 
 
 def _check_kinds(slide: object, model: object) -> None:
@@ -257,7 +265,7 @@ def _check_kinds(slide: object, model: object) -> None:
             raise SettingError(f"{os.fspath(value)!r} is a name; open it first: napari_peka.{opener}({str(value)!r})")
 
 
-def _known_embeddings(path: Path, record: dict[str, Any]) -> Prediction | None:
+def known_embeddings(path: Path, record: dict[str, Any]) -> Prediction | None:
     """Return a result from which only the gene head differs, or None."""
     now = record["identity"]
     try:
@@ -270,6 +278,12 @@ def _known_embeddings(path: Path, record: dict[str, Any]) -> Prediction | None:
     return known if known.record["model"].get("embedding_digest") == record["model"]["embedding_digest"] else None
 
 
+def readers_of(config: PredictConfig, forward: Forward) -> int:
+    """Return the number of threads that read the slide."""
+    cores = os.cpu_count() or 1
+    return config.readers or (1 if forward.device.type == "cpu" else max(1, min(8, cores - 1)))
+
+
 def _embed(
     slide: Slide, tiles: TileTable, forward: Forward, schedule: Schedule, keep: OnBlock, config: PredictConfig,
     progress: Progress,
@@ -278,10 +292,19 @@ def _embed(
 
     progress.stage("loading the model")
     _ = forward.module
-    cores = os.cpu_count() or 1
-    readers = config.readers or (1 if forward.device.type == "cpu" else max(1, min(8, cores - 1)))
     progress.stage("predicting", len(tiles), done=len(tiles) - schedule.tiles_left)
-    embed(slide, tiles, forward, schedule, keep, readers=readers, progress=progress)
+    embed(slide, tiles, forward, schedule, keep, readers=readers_of(config, forward), progress=progress)
+
+
+@contextmanager
+def _partial_until_done(live: Prediction) -> Iterator[None]:
+    """Let a growing map's record say how far it is, unless the block ends well."""
+    live.record["partial"] = live.done_in_words
+    try:
+        yield
+    finally:
+        live.record["partial"] = live.done_in_words
+    del live.record["partial"]
 
 
 def _empty_prediction(tiles: TileTable, model: Model, record: dict[str, Any]) -> Prediction:
@@ -299,7 +322,7 @@ def _run(tiles: int, resumed: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def _record(slide: Slide, model: Model, tiles: TileTable, config: PredictConfig, forward: Forward) -> dict[str, Any]:
+def record_of(slide: Slide, model: Model, tiles: TileTable, config: PredictConfig, forward: Forward) -> dict[str, Any]:
     """Return what made a result. ``identity`` holds all that decides its numbers: only equals may be mixed."""
     resolution = slide.resolution
     where = hashlib.sha256(np.ascontiguousarray(tiles.centre_yx).tobytes()).hexdigest()

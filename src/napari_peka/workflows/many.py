@@ -1,0 +1,175 @@
+"""Many slides, one after another: the encoder is loaded once, and what is wrong with one does not stop the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_peka.config import PredictConfig
+from napari_peka.core.errors import SettingError
+from napari_peka.core.files import make_folder
+from napari_peka.core.progress import NULL, Cancelled, Progress
+from napari_peka.workflows.predict import load_forward, predict
+
+if TYPE_CHECKING:
+    from napari_peka.infer.engine import Forward
+    from napari_peka.models.bundle import Model
+
+RESULT_ENDING = ".peka.zarr"
+#: gives each slide what it reports to
+ProgressOf = Callable[[int, Path], AbstractContextManager[Progress]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one slide.
+
+    Parameters
+    ----------
+    slide
+        Its file.
+    entry
+        What the command line writes of it as JSON; without ``output`` where it failed.
+    error
+        Why it failed; None: it did not.
+    """
+
+    slide: Path
+    entry: dict[str, Any]
+    error: Exception | None = None
+
+
+def stem(slide: Path) -> str:
+    """Return a slide's file name without its last ending, after which its result is named."""
+    return (slide if slide.stem not in ("", "..") else slide.resolve()).stem
+
+
+def result_of(slide: Path, folder: Path) -> Path:
+    """Return where a slide's result goes in a folder."""
+    return folder / f"{stem(slide)}{RESULT_ENDING}"
+
+
+def picture_name(slide: Path, gene: str) -> str:
+    """Return the file name of a gene's picture, as it was asked for, so that a script knows it beforehand."""
+    from napari_peka.io.exports.base import file_name
+
+    return f"{stem(slide)}.{file_name(gene)}.png"
+
+
+def check_names(slides: Sequence[Path]) -> None:
+    """Refuse slides that would write the same result.
+
+    Raises
+    ------
+    SettingError
+        If two have one name.
+    """
+    count = Counter(map(stem, slides))
+    same = [str(s) for s in slides if count[stem(s)] > 1]
+    if same:
+        raise SettingError(
+            f"these slides would write the same result: {', '.join(same)}; predict them apart, each with its own -o"
+        )
+
+
+def predict_many(
+    slides: Sequence[Path | str],
+    model: Model,
+    output: Path | Callable[[Path], Path],
+    *,
+    genes: Sequence[str] = (),
+    roi: Path | None = None,
+    mpp: float | None = None,
+    config: PredictConfig | None = None,
+    overwrite: bool = False,
+    forward: Forward | None = None,
+    progress_of: ProgressOf | None = None,
+) -> Iterator[Outcome]:
+    """Predict slides one after another, and yield what became of each as it is done.
+
+    Parameters
+    ----------
+    slides
+        Files.
+    model
+        From :func:`load_model`.
+    output
+        Folder of the results, each ``SLIDE.peka.zarr``; or what gives it for a slide.
+    genes
+        Genes to draw beside the results, as PNG.
+    roi
+        GeoJSON of a region in level-0 pixels, the same for all.
+    mpp
+        µm per pixel, where the files have none or a wrong one.
+    config, overwrite, forward
+        As :func:`predict` takes them.
+    progress_of
+        Called with number (from 0) and file of each slide; returns a context manager whose progress it reports to.
+
+    Raises
+    ------
+    Cancelled
+        From a progress: the slide in work keeps what is done, and no other is begun.
+    """
+    config = config or PredictConfig()
+    forward = forward or load_forward(model, config)
+    for i, slide in enumerate(map(Path, slides)):
+        entry: dict[str, Any] = {"slide": str(slide)}
+        error: Exception | None = None
+        try:
+            with progress_of(i, slide) if progress_of else nullcontext(NULL) as progress:
+                entry |= predict_file(
+                    slide, model, output(slide) if callable(output) else output, genes=genes, roi=roi, mpp=mpp,
+                    config=config, overwrite=overwrite, forward=forward, progress=progress,
+                )  # fmt: skip
+        except Cancelled:
+            raise
+        except Exception as e:  # noqa: BLE001 - a night's other slides must not pay for this one
+            error = e
+        yield Outcome(slide, entry, error)
+
+
+def predict_file(
+    slide: Path, model: Model, folder: Path, *, genes: Sequence[str] = (), roi: Path | None = None,
+    mpp: float | None = None, config: PredictConfig, overwrite: bool = False, forward: Forward | None = None,
+    progress: Progress = NULL,
+) -> dict[str, Any]:  # fmt: skip
+    """Predict one slide file into a folder, and return what the command line says of it."""
+    from napari_peka.io.figure import write_map
+    from napari_peka.io.regions import read_regions
+    from napari_peka.io.slide import open_slide
+
+    said: list[str] = []
+
+    def note_new(warnings: Sequence[str]) -> None:
+        for text in warnings:
+            if text not in said:
+                said.append(text)
+                progress.note(text)
+
+    region = read_regions(roi) if roi else None
+    with open_slide(slide, mpp=mpp) as opened:
+        note_new(opened.warnings)
+        target = result_of(slide, make_folder(folder))
+        prediction = predict(
+            opened, model, output=target, region=region, config=config, overwrite=overwrite, forward=forward,
+            progress=progress,
+        )  # fmt: skip
+        note_new(opened.warnings)  # reading may have found damage
+        progress.stage("drawing")
+        pictures = [str(write_map(prediction, opened, g, folder / picture_name(slide, g))) for g in genes]
+    done = prediction.record["run"]
+    return {
+        "output": str(target),
+        "tiles": done["tiles"],
+        "unreadable_tiles": prediction.n_unreadable,
+        "seconds": done["seconds"],
+        "tiles_per_second": done["tiles_per_second"],
+        "resumed_tiles": done["resumed_tiles"],
+        "warnings": list(getattr(progress, "notes", said)),
+        "pictures": pictures,
+    }
