@@ -10,6 +10,7 @@ from typing import Any
 
 import hands
 from hands import Answers, press, row, unfold
+from napari_peka.gui.session import session_of
 from screenshots.cases import Case, Corners, Map
 from screenshots.stage import Stage, share_done
 
@@ -113,6 +114,7 @@ def sets(stage: Stage, case: Case, work: Path) -> None:
 
 def train(stage: Stage, case: Case, work: Path) -> None:
     """Sections, their spots on the image, and a training as it goes."""
+    session_of(stage.viewer).gene = case.checked.gene  # as if it had been picked in the dock Explore
     dock = stage.dock(TRAIN)
     table = hands.table(dock, SECTION_TABLE)
     with Answers(*case.sections):
@@ -152,7 +154,6 @@ def _learn(stage: Stage, dock: Any, case: Case) -> None:
         hands.click(advanced.toggleButton())
     press(dock, "Train")
     hands.wait(lambda: hands.says(dock, f"epoch {EPOCH}"))
-    hands.choose(row(dock, "Gene"), case.checked.gene)
     stage.viewer.reset_view()
     stage.bring_up(dock, hands.button(dock, "Train"))
     stage.shoot("learning")
@@ -222,8 +223,6 @@ def explored(stage: Stage, case: Case, work: Path) -> Any:
 @contextmanager
 def predicting(stage: Stage, case: Case, work: Path, part: Corners | None = None) -> Any:
     """Predict from the beginning while this lasts, and throw the result away."""
-    from napari_peka.gui.session import session_of
-
     results = list(case.map.slide.parent.glob(f"{case.map.slide.stem}.peka.zarr*"))
     for old in results:
         shutil.rmtree(old, ignore_errors=True)
