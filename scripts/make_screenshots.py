@@ -1,131 +1,50 @@
 #!/usr/bin/env python3
-"""Take the documentation's pictures of the docks, with a mouse's clicks and nothing staged but two regions.
+"""Take the documentation's pictures of the docks: a real window, clicks on what is seen in it, nothing staged.
 
-    xvfb-run -a -s "-screen 0 1600x1000x24" python scripts/make_screenshots.py [SLIDE] [--mpp F] [-o docs/img]
+    xvfb-run -a -s "-screen 0 1600x1000x24" python scripts/make_screenshots.py [--st FOLDER] [--only NAME ...]
 
-By default of the embedded slide. A slide that the demo model was fitted on is refused.
+Each picture is taken in napari's dark and light theme: ``NAME.png`` and ``NAME-light.png``. By default of what a clone
+has. FOLDER holds the sections of patient C of her2st (Andersson et al., Nat Commun 2021, CC BY 4.0): C2 … C5, each as
+.jpg, .tsv.gz and _selection.tsv; a model learns from all but C5, and C5 is shown. A slide that a model was fitted on is
+refused. Models and maps are kept in the folder ``--work`` for the next time.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
-import tempfile
-from collections.abc import Callable
+import os
+import sys
 from pathlib import Path
-from time import monotonic
 
-import napari
-import numpy as np
-import shapely
-from PIL import Image
-from qtpy.QtWidgets import QApplication
-
-import napari_peka as peka
-from napari_peka.gui import layers
-from napari_peka.io.regions import write_regions
-
-SIZE = (1400, 900)
-#: share of the map that is there when the first picture is taken
-PART = 0.35
+REPO = Path(__file__).resolve().parent.parent
+NAMES = ("slide", "predict", "explore", "compare", "regions", "sets", "train", "check", "filling")
+sys.path[:0] = [str(REPO / "scripts"), str(REPO / "tests")]
 
 
 def main() -> None:
     args = arguments()
-    slide = peka.open_slide(args.slide, mpp=args.mpp)
-    if slide.fingerprint in {s["slide"] for s in peka.load_model("demo").trained_on}:
-        raise SystemExit(f"{slide.name} was used to fit the model")
-    viewer = napari.Viewer(title="napari")
-    viewer.window.resize(*SIZE)
-    with tempfile.TemporaryDirectory() as folder:  # regions are kept beside the slide, which is not ours
-        copy = Path(shutil.copy(args.slide, Path(folder) / f"case{args.slide.suffix}"))
-        tell(viewer, copy, slide, args)
-    viewer.close()
+    output, folder = args.output.resolve(), args.st and args.st.resolve()
+    args.work.mkdir(parents=True, exist_ok=True)
+    os.chdir(args.work)  # the folders that are seen in the pictures are nobody's
+    os.environ |= {"NAPARI_PEKA_MODELS": "models", "NAPARI_CONFIG": str(Path("napari.yaml").resolve())}
 
+    # not before: napari reads its settings, and Qt its screen, as they are then
+    from screenshots import filling, stories
+    from screenshots.cases import embedded, her2st
+    from screenshots.stage import Stage
 
-def tell(viewer: napari.Viewer, path: Path, slide: peka.Slide, args: argparse.Namespace) -> None:
-    """Walk through the docks."""
-    write_regions(path.with_name("case.regions.geojson"), parts(slide))
-    window, first = viewer.window.add_plugin_dock_widget("napari-peka", "Slide")
-    first.open_slide(path)
-    if args.mpp:
-        first.mpp.setValue(args.mpp)
-        first.set_button.click()
-    first.tissue.click()
-    wait(lambda: any(x.name.startswith("tissue") for x in viewer.layers))
-    viewer.reset_view()
-    shoot(viewer, args.output / "slide.png")
-    first.tissue.click()
-    regions = next(x for x in viewer.layers if x.name.startswith("regions"))
-    regions.visible = False
-    viewer.window.remove_dock_widget(window)
-    _, predict = viewer.window.add_plugin_dock_widget("napari-peka", "Predict expression")
-    with tempfile.TemporaryDirectory() as folder:
-        predict.output.edit.setText(folder)
-        predict.detail.setCurrentIndex(predict.detail.count() - 1)
-        predict.panel.run_button.click()
-        wait(lambda: predict._map is not None and filled(predict._map) > PART)
-        zoom(viewer, predict._map)
-        # the folder of this run is nobody's business
-        predict.output.edit.setText("slides")
-        shoot(viewer, args.output / "predict.png")
-        wait(lambda: not predict.panel.running)
-    _, explore = viewer.window.add_plugin_dock_widget("napari-peka", "Explore expression", tabify=True)
-    explore.pick(args.gene)
-    shoot(viewer, args.output / "explore.png")
-    regions.visible = True
-    explore.region_fold.toggleButton().click()
-    explore.regions.shapes.choose(regions)
-    wait(lambda: explore.regions.table.rowCount() == 2)
-    explore.regions.second.setCurrentIndex(2)
-    explore.regions.rank_button.click()
-    wait(lambda: bool(explore.regions.order.text()))
-    shoot(viewer, args.output / "regions.png")
-
-
-def parts(slide: peka.Slide) -> dict[str, shapely.Polygon]:
-    """Return two regions by where they lie on the slide: in the middle, and left of it."""
-    h, w = slide.shape
-    middle = [(0.52, 0.39), (0.79, 0.34), (0.81, 0.54), (0.58, 0.64)]
-    left = [(0.41, 0.34), (0.51, 0.32), (0.51, 0.78), (0.36, 0.81)]
-    return {n: shapely.Polygon([(x * w, y * h) for x, y in c]) for n, c in (("middle", middle), ("left", left))}
-
-
-def zoom(viewer: napari.Viewer, layer: object) -> None:
-    """Look at a layer, with some room around it."""
-    low, high = layer.extent.world
-    viewer.camera.center = tuple((low + high) / 2)
-    viewer.camera.zoom = 0.85 * min(np.array(viewer.canvas.size) / (high - low))
-
-
-def filled(layer: object) -> float:
-    prediction = layers.prediction_of(layer)
-    assert prediction is not None
-    return float(np.isfinite(prediction.embeddings[:, 0]).mean())
-
-
-def wait(condition: Callable[[], bool], limit_s: float = 1800) -> None:
-    end = monotonic() + limit_s
-    while not condition():
-        if monotonic() > end:
-            raise SystemExit("it took too long")
-        QApplication.processEvents()
-
-
-def shoot(viewer: napari.Viewer, path: Path) -> None:
-    end = monotonic() + 2
-    wait(lambda: monotonic() > end)
-    shot = viewer.screenshot(canvas_only=False, flash=False)
-    # 256 colours: a third of the bytes, and no eye sees it
-    Image.fromarray(shot[..., :3]).quantize(256).save(path, optimize=True)
-    print(path)
+    work = Path()
+    case = her2st(folder, work) if folder else embedded(work)
+    for name in args.only or NAMES:
+        with Stage(output) as stage:
+            getattr(filling if name == "filling" else stories, name)(stage, case, work)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("slide", type=Path, nargs="?", default=peka.sample_slide())
-    parser.add_argument("--mpp", type=float)
-    parser.add_argument("--gene", default="ERBB2")
+    parser.add_argument("--st", type=Path, metavar="FOLDER", help="the sections of her2st, patient C")
+    parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--work", type=Path, default=Path("napari-peka-training/screenshots"))
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/img"))
     return parser.parse_args()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.compat import isalive
-from qtpy.QtCore import Qt, QTimer, Signal
+from qtpy.QtCore import QEvent, QSize, Qt, QTimer, Signal
 from qtpy.QtWidgets import (
     QComboBox,
     QFileDialog,
@@ -30,6 +30,8 @@ DOCK_WIDTH = 350
 DEMO = "demo"
 #: where the documentation is; nothing is fetched from there but by a click
 DOCS = "https://napari-peka.github.io/napari-peka/"
+#: of links, readable on dark and light ground
+_LINK = "#3f7fdf"
 _BROWSE = ("Browse for a folder…", "Browse for a .zip…")
 _HUB = "From the hub…"
 
@@ -69,6 +71,7 @@ class Text(QLabel):
 
     def _fit(self) -> None:
         if self.isVisible():
+            self.setMinimumHeight(0)  # a label never asks for less than it was given before
             self.setMinimumHeight(max(0, self.heightForWidth(self.width())))
 
     def showEvent(self, event: Any) -> None:
@@ -91,16 +94,35 @@ def notice(page: str = "") -> QLabel:
     label = QLabel(RESEARCH_USE)
     label.setWordWrap(True)  # or no dock could be slimmer than this line
     if page:
-        label.setText(f'{RESEARCH_USE} &nbsp; <a href="{DOCS}{page}">?&nbsp;Help</a>')
+        # Qt keeps a link in the colour of the theme in which it was written
+        link = f'<a style="color: {_LINK}" href="{DOCS}{page}">?&nbsp;Help</a>'
+        label.setText(f"{RESEARCH_USE} &nbsp; {link}")
         label.setOpenExternalLinks(True)
         label.setToolTip(f"{DOCS}{page}, in your browser")
-    label.setStyleSheet("color: palette(mid); font-size: 9pt;")
+    label.setStyleSheet("font-size: 9pt;")  # no paler than other words: it is meant to be read
     return label
+
+
+class _Scroll(QScrollArea):
+    """Scrolls up and down only, so it asks for the width of what it holds: nothing is cut at the right."""
+
+    def minimumSizeHint(self) -> QSize:
+        """Return a width that holds the content and the bar, as far as a dock may be wide."""
+        hint = super().minimumSizeHint()
+        bar = self.verticalScrollBar().sizeHint().width()
+        wide = self.widget().minimumSizeHint().width() + bar if self.widget() is not None else 0
+        return QSize(max(hint.width(), min(wide, DOCK_WIDTH)), hint.height())
+
+    def eventFilter(self, watched: Any, event: Any) -> bool:
+        """Ask anew when the content needs another width."""
+        if event.type() == QEvent.Type.LayoutRequest:
+            self.updateGeometry()
+        return bool(super().eventFilter(watched, event))
 
 
 def scrolled(dock: QWidget) -> QVBoxLayout:
     """Return the column for a dock's content, which scrolls where the window is too low for it."""
-    content, area = QWidget(), QScrollArea()
+    content, area = QWidget(), _Scroll()
     area.setWidgetResizable(True)
     area.setFrameShape(QFrame.Shape.NoFrame)
     area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 #: points by which an ellipse is drawn as a polygon; its area is then 0.2 % short
 _ELLIPSE_POINTS = 64
+#: of outlines and names: neither stains nor maps have such a green
+_COLOUR = "#00c853"
+#: width of an outline in parts of the slide's longer side, to be seen when the whole slide is
+_EDGE = 0.0025
 
 
 def regions_layer(slide: Slide, regions: Mapping[str, Any]) -> LayerTuple:
@@ -45,10 +49,11 @@ def regions_layer(slide: Slide, regions: Mapping[str, Any]) -> LayerTuple:
         "shape_type": "polygon",
         "features": pd.DataFrame({"name": pd.Series(names, dtype=object)}),
         "feature_defaults": pd.DataFrame({"name": [""]}),
-        "text": {"string": "{name}", "size": 10, "color": "black"},
+        "text": {"string": "{name}", "size": 12, "color": _COLOUR},
         "face_color": [1.0, 1.0, 1.0, 0.15],
-        "edge_color": "black",
-        "edge_width": 4 * max(slide.mpp),
+        "edge_color": _COLOUR,
+        "edge_width": max(4 * max(slide.mpp), _EDGE * max(np.multiply(slide.shape, slide.mpp))),
+        "opacity": 1.0,
         "units": UM,
         "metadata": {KEY: {"regions": slide.fingerprint}},
     }

@@ -123,6 +123,7 @@ class ScatterPanel(QWidget):
         self._dots.setBrush(pg.mkBrush((DOT_ON_DARK if dark else DOT) + "c0"))
         for side in ("left", "bottom"):
             axis = self.plot.getPlotItem().getAxis(side)
+            axis.enableAutoSIPrefix(False)  # a thousandth of a unit is no unit that anybody knows
             axis.setPen(ink)
             axis.setTextPen(ink)
 
