@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import shutil
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -146,10 +144,3 @@ def test_its_pictures_are_there_in_both_themes():
     assert len(pictures) > 6
     for name, ending, _ in pictures:
         assert (PAGE.parent / "img" / f"{name}.{ending}").exists(), name
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_is_left():
-    yield
-    gc.collect()
-    assert not [t.name for t in threading.enumerate() if t.name.startswith("peka-")]
