@@ -34,7 +34,7 @@ from napari_peka.gui.plan_panel import PlanPanel, result_in_words
 from napari_peka.gui.predict_job import ASK_MPP, Memory, Wish
 from napari_peka.gui.preferences import setting
 from napari_peka.gui.queue_panel import QueuePanel
-from napari_peka.gui.run_panel import RunPanel, run_summary
+from napari_peka.gui.run_panel import RunPanel, run_summary, sentence
 from napari_peka.gui.session import session_of
 from napari_peka.gui.view import seen_now
 from napari_peka.io.slide import ALLOWED_MPP
@@ -260,7 +260,7 @@ class PredictWidget(QWidget):
                 shapes = self.region.layer()
                 region = None if shapes is None else region_layers.region_of(shapes, layer)
         except PekaError as e:
-            return str(e)
+            return sentence(e)
         path = layers.image_path(layer)
         assert path is not None
         settings = self.settings() | {"tissue_threshold": layers.tissue_threshold_of(layer)}

@@ -9,6 +9,7 @@ from typing import Any
 from napari_peka.core.errors import PekaError, SettingError
 from napari_peka.gui.layers import LayerTuple, slide_layer
 from napari_peka.gui.map_layers import best_gene, heatmap_layer
+from napari_peka.gui.words import in_the_window
 
 SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif", ".svslide", ".ome.tif", ".ome.tiff", ".ome.zarr")
 RESULT_ENDING, SESSION_ENDING = ".peka.zarr", ".peka.json"
@@ -73,7 +74,7 @@ def _say(sentences: Iterable[str], error: bool = False) -> None:
     from napari.utils.notifications import show_error, show_warning
 
     for sentence in sentences:
-        (show_error if error else show_warning)(sentence)
+        (show_error if error else show_warning)(in_the_window(sentence))
 
 
 def _is_ours(path: Path) -> bool:

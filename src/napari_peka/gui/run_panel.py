@@ -17,6 +17,7 @@ from napari_peka.core.errors import PekaError
 from napari_peka.core.progress import Cancelled, JobProgress, human_time
 from napari_peka.gui import preferences
 from napari_peka.gui.choosers import Text
+from napari_peka.gui.words import in_the_window
 
 #: ms between two looks at the job: ten a second is smooth to the eye and costs nothing
 TICK_MS = 100
@@ -30,7 +31,7 @@ Job = Callable[[JobProgress], Any]
 def sentence(error: BaseException) -> str:
     """Return an error as one line a person can read."""
     if isinstance(error, PekaError):
-        return str(error)
+        return in_the_window(str(error))
     return f"unexpected: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
@@ -207,7 +208,7 @@ class RunPanel(QWidget):
         work = self._end()
         self.ticked.emit()
         if work.error is None:
-            self.status.setText("; ".join(work.progress.notes) or "done")
+            self.status.setText("; ".join(map(in_the_window, work.progress.notes)) or "done")
             self.succeeded.emit(work.result)
         elif isinstance(work.error, Cancelled):
             self.status.setText("cancelled")

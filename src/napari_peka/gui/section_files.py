@@ -11,6 +11,7 @@ import numpy as np
 
 from napari_peka.core.errors import PekaError
 from napari_peka.gui.session import OpenSection
+from napari_peka.gui.words import in_the_window
 from napari_peka.io.manifest import Entry, read_manifest
 from napari_peka.io.nudge import IDENTITY, compose
 from napari_peka.io.section import Section, read_section, rename
@@ -48,13 +49,13 @@ def read_added(paths: Iterable[Path], known: Iterable[OpenSection]) -> Added:
         try:
             entries = _entries(path)
         except PekaError as e:
-            added.refused.append(str(e))
+            added.refused.append(in_the_window(str(e)))
             continue
         for entry in entries:
             try:
                 item = _read(entry)
             except (PekaError, OSError) as e:
-                added.refused.append(str(e))
+                added.refused.append(in_the_window(str(e)))
                 continue
             if item.section.fingerprint in seen:
                 added.refused.append(f"{item.section.section_id} is open already: the same spots, counts and image")

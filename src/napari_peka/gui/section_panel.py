@@ -24,6 +24,7 @@ from napari_peka.gui.choosers import Snug
 from napari_peka.gui.run_panel import sentence
 from napari_peka.gui.section_files import COLUMNS, Added, read_added, row_of, set_patient
 from napari_peka.gui.session import OpenSection, Session
+from napari_peka.gui.words import in_the_window
 
 _PATIENT = COLUMNS.index("patient")
 _TIPS = {
@@ -168,7 +169,7 @@ class SectionPanel(QWidget):
                 if j != _PATIENT:
                     cell.setFlags(cell.flags() & ~Qt.ItemFlag.ItemIsEditable)
                 if item.section.warnings:
-                    cell.setToolTip("\n".join(item.section.warnings))
+                    cell.setToolTip(in_the_window("\n".join(item.section.warnings)))
                 self.table.setItem(i, j, cell)
         self.table.resizeColumnsToContents()
         self._filling = False
@@ -203,7 +204,7 @@ class SectionPanel(QWidget):
         self.show_button.setEnabled(item is not None)
         self.remove_button.setEnabled(bool(self.table.selectedIndexes()))
         if item is not None and item.section.warnings:
-            self.words.setText("<br>".join(f"⚠ {w}" for w in item.section.warnings))
+            self.words.setText(in_the_window("<br>".join(f"⚠ {w}" for w in item.section.warnings)))
         elif item is not None:
             self.words.setText(f"{item.section.section_id}: nothing wrong was found")
         else:

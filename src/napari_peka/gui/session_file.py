@@ -22,6 +22,7 @@ from napari_peka.gui import layers, map_layers, reader, region_layers
 from napari_peka.gui.look import Look
 from napari_peka.gui.places import regions_path
 from napari_peka.gui.session import OpenSection, Session
+from napari_peka.gui.words import in_the_window
 from napari_peka.io.regions import regions_by_name, write_regions
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def read_session(path: Path | str, *, progress: Progress = NULL) -> Opened:
         try:
             return work()
         except PekaError as e:
-            opened.problems.append(str(e))
+            opened.problems.append(in_the_window(str(e)))
             return None
         finally:
             progress.advance()
@@ -284,5 +285,5 @@ def _regions(base: Path, one: _Slide, problems: list[str]) -> dict[str, Any]:
     try:
         return regions_by_name(base / one.regions)
     except PekaError as e:
-        problems.append(str(e))
+        problems.append(in_the_window(str(e)))
         return {}

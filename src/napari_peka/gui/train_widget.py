@@ -22,7 +22,7 @@ from napari_peka.gui.learning_view import LearningView, spots_layer_of
 from napari_peka.gui.nudge_panel import NudgePanel
 from napari_peka.gui.outcome_panel import OutcomePanel, outcome_words
 from napari_peka.gui.refit_panel import RefitPanel, free_name
-from napari_peka.gui.run_panel import RunPanel
+from napari_peka.gui.run_panel import RunPanel, sentence
 from napari_peka.gui.section_files import asked
 from napari_peka.gui.section_panel import SectionPanel
 from napari_peka.gui.section_slides import SectionSlides
@@ -202,7 +202,7 @@ class TrainWidget(QWidget):
         try:
             config = self.form.config()
         except SettingError as e:
-            self.time.setText(str(e))
+            self.time.setText(sentence(e))
             return
         listed = [(s.section_id, s.patient_id, s.adata.n_obs, s.split) for s in sections]
         extent = extent_of(config.hold_out, listed)
