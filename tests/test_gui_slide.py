@@ -112,7 +112,7 @@ def test_the_threshold_of_tissue_is_chosen_kept_and_taken(dock, viewer, qtbot, s
     wait_for(qtbot, lambda: "threshold" in dock.tissue.said.text())
     usual = viewer.layers[-1].data.mean()
     dock.tissue.threshold.setValue(50)
-    wait_for(qtbot, lambda: "threshold 50" in dock.tissue.said.text())
+    wait_for(qtbot, lambda: "threshold 50.0" in dock.tissue.said.text())
     assert 0 < viewer.layers[-1].data.mean() < 0.8 * usual
     slide = layers.slide_of(viewer.layers[0])
     config = PredictConfig(tissue_threshold=layers.tissue_threshold_of(viewer.layers[0]))

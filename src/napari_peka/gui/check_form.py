@@ -21,11 +21,11 @@ from qtpy.QtWidgets import (
     QTableView,
     QWidget,
 )
-from superqt import QCollapsible, QDoubleRangeSlider
+from superqt import QDoubleRangeSlider
 
 from napari_peka.gui import layers, spot_layers
 from napari_peka.gui.check_genes import CHECK_MEASURES, GENE, TRUST, VALUE, CheckGenes
-from napari_peka.gui.choosers import LayerChooser, Text, notice, scrolled, slim, with_button
+from napari_peka.gui.choosers import LayerChooser, Text, fold, notice, scrolled, slim, with_button
 from napari_peka.gui.gene_model import trust_word
 from napari_peka.gui.run_panel import RunPanel
 from napari_peka.gui.scatter_panel import ScatterPanel
@@ -116,7 +116,7 @@ class CheckForm(QObject):
         self.outline.setToolTip("Places where the map is wrong in one direction over several spots side by side")
         self.outline.setChecked(True)
         self.found = Text()
-        self.meaning = QCollapsible("What an outline means")
+        self.meaning = fold("What an outline means")
         self.panel = RunPanel("Write report")
         self.panel.run_button.setToolTip("A page of this check, for a browser without network, beside the map")
         self.open_report = QPushButton("Open report")

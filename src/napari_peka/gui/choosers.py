@@ -21,6 +21,7 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
     QWidget,
 )
+from superqt import QCollapsible
 
 from napari_peka.gui.recent import is_hub_id, recent_models, remember_model
 from napari_peka.io.store import RESEARCH_USE
@@ -131,6 +132,16 @@ def scrolled(dock: QWidget) -> QVBoxLayout:
     whole.setContentsMargins(0, 0, 0, 0)
     whole.addWidget(area)
     return QVBoxLayout(content)
+
+
+def fold(title: str, *content: QWidget) -> QCollapsible:
+    """Return a closed fold with widgets in it, which takes no more room than its title."""
+    made = QCollapsible(title)
+    made.layout().setContentsMargins(0, 0, 0, 0)
+    made.layout().setSpacing(2)
+    for widget in content:
+        made.addWidget(widget)
+    return made
 
 
 def with_button(widget: QWidget, button: QPushButton) -> QWidget:

@@ -21,12 +21,11 @@ from qtpy.QtWidgets import (
     QTableView,
     QWidget,
 )
-from superqt import QCollapsible
 
 from napari_peka.core.errors import PekaError
 from napari_peka.gui import layers, map_layers, region_layers
 from napari_peka.gui.aside import Aside
-from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, notice, scrolled, slim, with_button
+from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, fold, notice, scrolled, slim, with_button
 from napari_peka.gui.compare_panel import ComparePanel
 from napari_peka.gui.compare_view import show_beside, show_blend
 from napari_peka.gui.export_panel import ExportPanel
@@ -155,13 +154,13 @@ class ExploreWidget(QWidget):
         column.addWidget(self.here)
         column.addWidget(self.error)
         column.addLayout(low)
-        self.look_fold = _fold("Colours and scale", self.look)
-        self.compare_fold = _fold("Compare genes", self.compare)
-        self.set_fold = _fold("Gene sets", self.sets)
-        self.region_fold = _fold("Regions", self.regions)
-        self.fold = _fold("Export", self.exports)
-        for fold in (self.look_fold, self.compare_fold, self.set_fold, self.region_fold, self.fold):
-            column.addWidget(fold)
+        self.look_fold = fold("Colours and scale", self.look)
+        self.compare_fold = fold("Compare genes", self.compare)
+        self.set_fold = fold("Gene sets", self.sets)
+        self.region_fold = fold("Regions", self.regions)
+        self.fold = fold("Export", self.exports)
+        for each in (self.look_fold, self.compare_fold, self.set_fold, self.region_fold, self.fold):
+            column.addWidget(each)
         column.addWidget(notice("workbench/#explore-expression"))
 
     # -- which map -----------------------------------------------------------------------------------------------
@@ -273,7 +272,9 @@ class ExploreWidget(QWidget):
         except Exception as e:  # noqa: BLE001 - a person gets a sentence, never a traceback
             self._fail(e)
             return
-        self.map.choose(self.viewer.add_image(data, **settings))
+        layer = self.viewer.add_image(data, **settings)
+        layers.below_shapes(self.viewer, layer)
+        self.map.choose(layer)
 
     # -- which gene ----------------------------------------------------------------------------------------------
 
@@ -314,6 +315,8 @@ class ExploreWidget(QWidget):
             self.genes.search(text)
         if text:
             self.table.scrollToTop()
+        else:  # back among all genes, the one that is shown is looked for
+            self.table.scrollTo(self.table.currentIndex(), QTableView.ScrollHint.PositionAtCenter)
         if not self.genes.rowCount() and self._head is not None:
             try:
                 self._head.index(text)
@@ -445,9 +448,3 @@ class ExploreWidget(QWidget):
         if on and prediction is not None:
             data, settings, _ = map_layers.unreadable_layer(prediction)
             self.viewer.add_image(data, **settings)
-
-
-def _fold(title: str, content: QWidget) -> QCollapsible:
-    fold = QCollapsible(title)
-    fold.addWidget(content)
-    return fold

@@ -93,6 +93,7 @@ def show_map(viewer: Any, prediction: Any, output: Path, slide_layer: Any = None
         viewer.layers.remove(old)
     data, settings, _ = map_layers.heatmap_layer(prediction, map_layers.best_gene(prediction, wish))
     layer = viewer.add_image(data, **settings)
+    layers.below_shapes(viewer, layer)
     layers.set_output(layer, output)
     map_layers.show_colour_bar(layer)
     # shapes drawn next take the scale of the selected layer: the slide's, not that of the map's coarse pixels

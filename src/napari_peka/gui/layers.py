@@ -52,6 +52,8 @@ def slide_layer(slide: Slide, tissue_threshold: float | None = None) -> LayerTup
 
 def tissue_layer(slide: Slide, tissue: Tissue) -> LayerTuple:
     """Return what was found to be tissue as a layer of one colour, lying on its slide."""
+    from napari.utils.colormaps import Colormap
+
     raster = tissue.mask
     mpp = (1.0, 1.0) if slide.resolution is None else slide.resolution.mpp
     scale, first = raster.place_um(mpp)
@@ -62,9 +64,9 @@ def tissue_layer(slide: Slide, tissue: Tissue) -> LayerTuple:
         "units": slide_place(slide)["units"],
         "rgb": False,
         "multiscale": False,
-        "colormap": "green",
+        "colormap": Colormap([[0.0, 0.8, 0.3, 0.0], [0.0, 0.8, 0.3, 1.0]], name="tissue"),
         "contrast_limits": (0.0, 1.0),
-        "blending": "additive",
+        "blending": "translucent",
         "opacity": 0.3,
         "interpolation2d": "nearest",
         "metadata": {KEY: {"tissue": slide.fingerprint}},
@@ -113,6 +115,31 @@ def slide_words(slide: Slide) -> str:
     n = len(slide.level_shapes)
     said = "".join(f"<br>⚠ {w}" for w in slide.warnings)
     return f"{size}<br>{slide.vendor}, {n} level{'s' * (n > 1)}{said}"
+
+
+def below_shapes(viewer: Any, layer: Any) -> None:
+    """Move a new layer below drawn regions and points, which it would hide."""
+    above = [i for i, x in enumerate(viewer.layers) if x is not layer and type(x).__name__ in ("Shapes", "Points")]
+    if above and min(above) < viewer.layers.index(layer):
+        viewer.layers.move(viewer.layers.index(layer), min(above))
+
+
+def show_only(viewer: Any, slide: Slide) -> None:
+    """Hide other slides and what lies on them, for all slides have their corner at one place.
+
+    What was hidden so comes back when its own slide is shown; what a person hid stays hidden.
+    """
+    for layer in viewer.layers:
+        own = fingerprint_of(layer)
+        if own is None:
+            continue
+        entry = layer.metadata[KEY]
+        if own == slide.fingerprint:
+            if entry.pop("hidden", False):
+                layer.visible = True
+        elif layer.visible:
+            entry["hidden"] = True
+            layer.visible = False
 
 
 def set_resolution(layer: Any, slide: Slide) -> None:
@@ -180,6 +207,17 @@ def image_path(layer: Any) -> Path | None:
         return slide.path
     path = getattr(getattr(layer, "source", None), "path", None)
     return Path(path) if path and getattr(layer, "rgb", False) else None
+
+
+def fingerprint_of(layer: Any) -> str | None:
+    """Return the fingerprint of the slide that a layer shows or lies on; None for layers that are not ours."""
+    if (slide := slide_of(layer)) is not None:
+        return slide.fingerprint
+    if (prediction := prediction_of(layer)) is not None:
+        found: str | None = prediction.record.get("slide", {}).get("fingerprint")
+        return found
+    entry = kept(layer)
+    return next((str(entry[kind]) for kind in ("tissue", "regions", "associated") if entry.get(kind)), None)
 
 
 def is_part_of(layer: Any, kind: str, slide: Slide) -> bool:

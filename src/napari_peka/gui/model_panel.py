@@ -7,10 +7,9 @@ from typing import Any
 
 from qtpy.compat import isalive
 from qtpy.QtWidgets import QVBoxLayout, QWidget
-from superqt import QCollapsible
 
 from napari_peka.gui.aside import Aside
-from napari_peka.gui.choosers import ModelChooser, Snug
+from napari_peka.gui.choosers import ModelChooser, Snug, fold
 from napari_peka.gui.hub_panel import HubPanel, size_in_words
 from napari_peka.gui.run_panel import sentence
 from napari_peka.gui.session import Session
@@ -46,8 +45,7 @@ class ModelPanel(QWidget):
         below.setContentsMargins(0, 0, 0, 0)
         below.addWidget(self.words)
         below.addWidget(self.weights)
-        self.fold = QCollapsible("About the model")
-        self.fold.addWidget(inside)
+        self.fold = fold("About the model", inside)
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(self.hub)

@@ -61,6 +61,7 @@ class Opener(QObject):
         data, settings, _ = layers.slide_layer(slide)
         layer = self.viewer.add_image(data, **settings)
         self.viewer.layers.move(self.viewer.layers.index(layer), 0)  # below maps and regions
+        layers.show_only(self.viewer, slide)
         if slide.resolution is not None:  # pixels would not be a scale
             layers.show_scale_bar(self.viewer)
         self.viewer.reset_view()  # napari looks at the first layer only, and this one may lie elsewhere

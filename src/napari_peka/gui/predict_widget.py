@@ -9,7 +9,6 @@ from typing import Any
 
 from qtpy.compat import isalive
 from qtpy.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QFileDialog, QFormLayout, QPushButton, QWidget
-from superqt import QCollapsible
 
 from napari_peka.core.errors import PekaError
 from napari_peka.gui import layers, predict_job, region_layers
@@ -19,6 +18,7 @@ from napari_peka.gui.choosers import (
     LayerChooser,
     Snug,
     Text,
+    fold,
     notice,
     scrolled,
     slim,
@@ -102,8 +102,7 @@ class PredictWidget(QWidget):
         self.plan = PlanPanel(self.memory)
         self.panel = RunPanel("Predict", self.viewer, pausable=True)
         self.queue = QueuePanel(self.viewer)
-        self.queue_fold = QCollapsible("More slides")
-        self.queue_fold.addWidget(self.queue)
+        self.queue_fold = fold("More slides", self.queue)
 
     def _lay_out(self) -> None:
         self.setMaximumWidth(DOCK_WIDTH)
@@ -306,6 +305,8 @@ class PredictWidget(QWidget):
             self.panel.fail(wish)
             return
         self.plan.leave()
+        if self.plan.plan is None:  # what it says is of the form as it was
+            self.plan.clear("")
         assert wish.output is not None
         growing = self.growing = GrowingMap(self.viewer, self.slide.layer(), wish.output, self.region.layer())
         self.panel.start(

@@ -5,6 +5,7 @@ Frames of reference: as in :mod:`napari_peka.gui.layers`; polygons are x first, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,7 @@ def regions_of(shapes: Any, mpp: tuple[float, float]) -> dict[str, Any]:
     """
     import shapely
 
-    names = shapes.features.get("name") if hasattr(shapes.features, "get") else None
+    names = names_of(shapes)
     parts: dict[str, list[Any]] = {}
     for i, (vertices, kind) in enumerate(zip(shapes.data, shapes.shape_type)):
         if kind not in ("polygon", "rectangle", "ellipse"):
@@ -116,11 +117,48 @@ def regions_of(shapes: Any, mpp: tuple[float, float]) -> dict[str, Any]:
         corners = np.asarray(vertices, float)
         points = _ellipse(corners) if kind == "ellipse" else corners
         yx = _placed(shapes.data_to_world, points)[:, -2:] / np.array(mpp) + 0.5
-        given = "" if names is None or i >= len(names) or names.isna().iat[i] else str(names.iat[i]).strip()
         area = shapely.make_valid(shapely.Polygon(yx[:, ::-1]))
         if area.area > 0:
-            parts.setdefault(given or f"region {i + 1}", []).append(area)
+            parts.setdefault(names[i], []).append(area)
     return {name: shapely.union_all(areas) for name, areas in parts.items()}
+
+
+def names_of(shapes: Any) -> list[str]:
+    """Return the name of each area in a Shapes layer, as :func:`regions_of` gives it; of what has no area too."""
+    return [given or f"region {i + 1}" for i, given in enumerate(_given(shapes))]
+
+
+def name_new(shapes: Any) -> bool:
+    """Give what was drawn and has no name yet the first free ``region N``; returns whether there was any."""
+    given = _given(shapes)
+    if all(given):
+        return False
+    free = (f"region {n}" for n in itertools.count(1) if f"region {n}" not in given)
+    _name(shapes, [name or next(free) for name in given])
+    return True
+
+
+def rename(shapes: Any, row: int, name: str) -> None:
+    """Name an area; an empty name is none."""
+    names = _given(shapes)
+    names[row] = name
+    _name(shapes, names)
+
+
+def _given(shapes: Any) -> list[str]:
+    names = shapes.features.get("name") if hasattr(shapes.features, "get") else None
+    n = len(shapes.data)
+    if names is None:
+        return [""] * n
+    return ["" if i >= len(names) or names.isna().iat[i] else str(names.iat[i]).strip() for i in range(n)]
+
+
+def _name(shapes: Any, names: list[str]) -> None:
+    import pandas as pd
+
+    features = shapes.features.copy()
+    features["name"] = pd.Series(names, dtype=object, index=features.index)
+    shapes.features = features
 
 
 def _placed(place: Callable[[Any], Any], points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -19,15 +19,15 @@ from qtpy.QtWidgets import (
     QPushButton,
     QWidget,
 )
-from superqt import QCollapsible
 
 from napari_peka.core import files
 from napari_peka.core.errors import PekaError
 from napari_peka.gui import layers, region_layers
 from napari_peka.gui.aside import Aside
-from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, notice, scrolled, with_button
+from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, fold, notice, scrolled, with_button
 from napari_peka.gui.opening import Opener
 from napari_peka.gui.places import regions_path
+from napari_peka.gui.region_list import RegionList
 from napari_peka.gui.run_panel import sentence
 from napari_peka.gui.session import session_of
 from napari_peka.gui.session_panel import SessionPanel
@@ -101,11 +101,13 @@ class SlideWidget(QWidget):
         self.export_button = QPushButton("Export…")
         self.export_button.setToolTip("Regions as GeoJSON, which QuPath imports")
         self.regions = Text()
+        self.names = RegionList()
         self.sessions = SessionPanel(self.viewer)
         self.error = Text("color: #d9534f;")
         self.error.hide()
         self._lay_out()
         self.slide.changed.connect(self._slide_changed)
+        self.slide.activated.connect(self._show_only)
         self.open_button.clicked.connect(self.ask_open)
         self._opening.opened.connect(self.slide.choose)
         self._opening.failed.connect(self._not_opened)
@@ -117,6 +119,8 @@ class SlideWidget(QWidget):
         self.new_button.clicked.connect(self.draw)
         self.import_button.clicked.connect(self._import)
         self.export_button.clicked.connect(self._export)
+        self.names.renamed.connect(self._rename)
+        self.names.chosen.connect(self._find)
         self._autosave.timeout.connect(self._save)
         self._writing.done.connect(self._saved)
         self._writing.failed.connect(self._fail)
@@ -142,12 +146,12 @@ class SlideWidget(QWidget):
         for button in (self.new_button, self.import_button, self.export_button):
             line.addWidget(button)
         form.addRow("Regions", self.regions)
+        form.addRow(self.names)
         form.addRow(drawn)
         column = scrolled(self)
         column.addLayout(form)
         column.addWidget(self.error)
-        self.session_fold = QCollapsible("Session")
-        self.session_fold.addWidget(self.sessions)
+        self.session_fold = fold("Session", self.sessions)
         column.addWidget(self.session_fold)
         column.addStretch(1)
         column.addWidget(notice("workbench/#slide"))
@@ -174,6 +178,12 @@ class SlideWidget(QWidget):
             self._greeted.append(layer)
             self._bring_regions_back(slide)
         self._follow()
+
+    def _show_only(self, *_: object) -> None:
+        """Show the slide that a person chose, and hide others: they lie at the same place."""
+        if (slide := layers.slide_of(self.slide.layer())) is not None:
+            layers.show_only(self.viewer, slide)
+            self.viewer.reset_view()
 
     def _bring_regions_back(self, slide: Any) -> None:
         path = regions_path(slide.path)
@@ -351,13 +361,30 @@ class SlideWidget(QWidget):
             else len(region_layers.regions_of(layer, slide.mpp))
         )
         self.export_button.setEnabled(n > 0)
-        told = "none yet" if layer is None else f"{n} region{'s' * (n != 1)}; name them by the feature <i>name</i>"
+        self.names.show_names([] if layer is None else region_layers.names_of(layer))
+        told = f"{n} region{'s' * (n != 1)}" if n else "none yet"
         self.regions.setText(f"{told}<br>{saved}" if saved else told)
+
+    def _rename(self, row: int, name: str) -> None:
+        if (layer := self._of("regions")) is not None and row < len(layer.data):
+            region_layers.rename(layer, row, name)
+            self._tell_regions()
+
+    def _find(self, row: int) -> None:
+        """Select a region and bring it into the middle of the view."""
+        layer = self._of("regions")
+        if layer is not None and row < len(layer.data):
+            self.viewer.layers.selection.active = layer
+            layer.mode = "select"
+            layer.selected_data = {row}
+            centre = layer.data_to_world(np.mean(layer.data[row], axis=0))
+            self.viewer.camera.center = tuple(centre)
 
     def _save(self) -> None:
         slide, layer = layers.slide_of(self.slide.layer()), self._of("regions")
         if slide is None or layer is None or slide.resolution is None:
             return
+        region_layers.name_new(layer)
         regions, path = region_layers.regions_of(layer, slide.mpp), regions_path(slide.path)
         if regions or path.exists():
             self._writing.ask(partial(_write, path, regions))

@@ -36,7 +36,7 @@ class TissuePanel(QWidget):
         self.shown.setToolTip("Where tiles are predicted: what is found to be tissue on the slide's overview")
         self.threshold = QDoubleSpinBox()
         self.threshold.setRange(0.0, MOST)
-        self.threshold.setDecimals(0)
+        self.threshold.setDecimals(1)
         self.threshold.setSpecialValueText("by itself")
         self.threshold.setKeyboardTracking(False)
         self.threshold.setToolTip(
@@ -99,7 +99,7 @@ class TissuePanel(QWidget):
             self.viewer.layers.selection.active = active
         mm2 = "" if tissue.area_mm2 is None else f"{tissue.area_mm2:.1f} mm², "
         what = f"{mm2}{tissue.share:.0%} of the slide" if tissue.share else "no tissue was found"
-        self.said.setText(f"{what} (threshold {tissue.threshold:.0f})")
+        self.said.setText(f"{what} (threshold {tissue.threshold:.1f})")
 
     def _overlay(self) -> Any:
         slide = layers.slide_of(self._layer)

@@ -7,11 +7,10 @@ from typing import Any
 
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QComboBox, QFormLayout, QLineEdit, QSpinBox, QVBoxLayout, QWidget
-from superqt import QCollapsible
 
 from napari_peka.config import TrainConfig
 from napari_peka.core.errors import SettingError
-from napari_peka.gui.choosers import FolderField, slim
+from napari_peka.gui.choosers import FolderField, fold, slim
 from napari_peka.gui.session import Session
 from napari_peka.gui.settings_form import SettingsForm
 from napari_peka.models.folder import models_folder
@@ -76,8 +75,7 @@ class TrainForm(QWidget):
         )
         self.folder.edit.setText(str(models_folder()))
         self.advanced = SettingsForm(TrainConfig, ADVANCED)
-        self.fold = QCollapsible("Advanced")
-        self.fold.addWidget(self.advanced)
+        self.fold = fold("Advanced", self.advanced)
         form = QFormLayout()
         for label, widget in (("Encoder", self.encoder), ("Adapter", self.adapter), ("Teacher", self.teacher),
                               ("Leave out", self.hold_out), ("Epochs", self.epochs), ("Name", self.name),

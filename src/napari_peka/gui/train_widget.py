@@ -9,7 +9,6 @@ from typing import Any
 
 from qtpy.compat import isalive
 from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QWidget
-from superqt import QCollapsible
 
 from napari_peka.config import RefitConfig, TrainConfig
 from napari_peka.core.child import RemoteProgress, run_in_child
@@ -17,7 +16,7 @@ from napari_peka.core.errors import SettingError
 from napari_peka.core.progress import JobProgress, human_time
 from napari_peka.gui import section_layers
 from napari_peka.gui.aside import Aside
-from napari_peka.gui.choosers import DOCK_WIDTH, Snug, notice, scrolled
+from napari_peka.gui.choosers import DOCK_WIDTH, Snug, fold, notice, scrolled
 from napari_peka.gui.learning_view import LearningView, spots_layer_of
 from napari_peka.gui.nudge_panel import NudgePanel
 from napari_peka.gui.outcome_panel import OutcomePanel, outcome_words
@@ -61,8 +60,7 @@ class TrainWidget(QWidget):
         self.setMaximumWidth(DOCK_WIDTH)
         self.sections = SectionPanel(self.session)
         self.nudge = NudgePanel(self.viewer, self.session)
-        self.nudge_fold = QCollapsible("Move spots on the image")
-        self.nudge_fold.addWidget(self.nudge)
+        self.nudge_fold = fold("Move spots on the image", self.nudge)
         self.form = TrainForm(self.session)
         self.time = Snug()
         self.time_button = QPushButton("Measure")
