@@ -128,6 +128,39 @@ def test_the_threshold_of_tissue_is_chosen_kept_and_taken(dock, viewer, qtbot, s
     wait_for(qtbot, lambda: dock.tissue.threshold.value() == 50)
 
 
+def test_regions_are_named_in_the_dock(dock, viewer, qtbot, svs):
+    dock.open_slide(svs)
+    slide = layers.slide_of(viewer.layers[0])
+    click(qtbot, dock.new_button)
+    drawn = viewer.layers[-1]
+    assert dock.names.isHidden()
+    drawn.add_polygons([world(slide, TUMOUR), world(slide, shapely.box(1500, 1500, 1900, 1900))])
+    wait_for(qtbot, lambda: regions_path(svs).exists() and not dock._writing.busy)
+    assert [dock.names.item(i).text() for i in range(dock.names.count())] == ["region 1", "region 2"]
+    assert drawn.features["name"].tolist() == ["region 1", "region 2"]  # so they are told apart on the canvas
+    dock.names.item(1).setText("stroma")
+    assert drawn.features["name"].tolist() == ["region 1", "stroma"]
+    drawn.add_polygons([world(slide, shapely.box(100, 1500, 300, 1900))])
+    wait_for(qtbot, lambda: set(regions_by_name(regions_path(svs))) == {"region 1", "stroma", "region 2"})
+    qtbot.mouseClick(dock.names.viewport(), Qt.MouseButton.LeftButton,
+                     pos=dock.names.visualItemRect(dock.names.item(1)).center())  # fmt: skip
+    assert drawn.selected_data == {1}
+    middle = (np.array((1700, 1700)) - 0.5) * slide.mpp
+    np.testing.assert_allclose(viewer.camera.center[-2:], middle, rtol=1e-6)
+
+
+def test_of_two_slides_one_is_seen(dock, viewer, qtbot, svs, tissue_tiff):
+    dock.open_slide(svs)
+    click(qtbot, dock.new_button)
+    first, drawn = viewer.layers[0], viewer.layers[1]
+    dock.open_slide(tissue_tiff)
+    second = dock.slide.layer()
+    assert [first.visible, drawn.visible, second.visible] == [False, False, True]
+    dock.slide.setCurrentIndex(dock.slide.findText(first.name))
+    dock.slide.activated.emit(dock.slide.currentIndex())
+    assert [first.visible, drawn.visible, second.visible] == [True, True, False]
+
+
 def test_a_label_is_shown_only_when_asked_for(dock, viewer, qtbot, tmp_path):
     with tifffile.TiffWriter(tmp_path / "named.tif") as file:
         for name, image in (("case 7", np.full((600, 800, 3), 230)), ("label", np.full((90, 60, 3), (10, 20, 250)))):

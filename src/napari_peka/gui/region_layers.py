@@ -56,7 +56,7 @@ def regions_layer(slide: Slide, regions: Mapping[str, Any]) -> LayerTuple:
         "edge_width": max(4 * max(slide.mpp), _EDGE * max(np.multiply(slide.shape, slide.mpp))),
         "opacity": 1.0,
         "units": UM,
-        "metadata": {KEY: {"regions": slide.fingerprint}},
+        "metadata": {KEY: {"regions": slide.fingerprint, "named": len(names)}},
     }
     return data or None, settings, "shapes"
 
@@ -129,8 +129,14 @@ def names_of(shapes: Any) -> list[str]:
 
 
 def name_new(shapes: Any) -> bool:
-    """Give what was drawn and has no name yet the first free ``region N``; returns whether there was any."""
-    given = _given(shapes)
+    """Give what was drawn since the last call the first free ``region N``; returns whether there was any.
+
+    napari gives a new shape the features of the one that was selected last: a name that is there already was not meant.
+    """
+    given, entry = _given(shapes), shapes.metadata.setdefault(KEY, {})
+    known = min(entry.get("named", 0), len(given))
+    given = [name if i < known or name not in given[:known] else "" for i, name in enumerate(given)]
+    entry["named"] = len(given)
     if all(given):
         return False
     free = (f"region {n}" for n in itertools.count(1) if f"region {n}" not in given)
@@ -159,6 +165,7 @@ def _name(shapes: Any, names: list[str]) -> None:
     features = shapes.features.copy()
     features["name"] = pd.Series(names, dtype=object, index=features.index)
     shapes.features = features
+    shapes.feature_defaults = {"name": ""}  # not the last one's
 
 
 def _placed(place: Callable[[Any], Any], points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
