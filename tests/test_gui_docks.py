@@ -296,6 +296,8 @@ def test_a_set_of_genes_is_shown_as_a_score(viewer, qtbot, tmp_path, sample):
     assert heat.name == "HER2 (mean z)"
     assert "standardised over this map" in dock.about.text()
     assert dock.gene() is None
+    dock.exports.asked.emit()
+    assert "the score HER2 is shown, and only genes are exported" in dock.exports.panel.error.text()
     dock.pick("GRB7")
     np.testing.assert_array_equal(heat.data, prediction.raster("GRB7").data)
     qtbot.keyClicks(dock.sets.pasted, "cd74 IGKC")
@@ -429,6 +431,17 @@ def test_maps_of_two_slides_are_told_apart(viewer, qtbot, tiny_model, sample, ti
     assert len(texts) == 2
     assert "cmu_small_region" in texts[0]
     assert "tissue" in texts[1]
+
+
+def test_docks_lie_on_one_another_as_tabs(viewer, qtbot):
+    first, _ = viewer.window.add_plugin_dock_widget("napari-peka", "Slide")
+    viewer.window._qt_window.show()
+    wait_for(qtbot, first.isVisible)
+    second, dock = viewer.window.add_plugin_dock_widget("napari-peka", "Explore expression")
+    window = viewer.window._qt_window
+    wait_for(qtbot, lambda: window.tabifiedDockWidgets(second) == [first])
+    wait_for(qtbot, dock.isVisible)  # the newest is the one that is seen
+    viewer.window._qt_window.hide()
 
 
 def test_docks_are_slim_and_have_tooltips(viewer, qtbot):

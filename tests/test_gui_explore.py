@@ -152,6 +152,14 @@ class TestCompare:
         np.testing.assert_allclose(layer.extent.world, heat.extent.world)
         qtbot.mouseClick(dock.compare.blend_button, Qt.MouseButton.LeftButton)
         assert sum(map_layers.is_blend_of(x, prediction) for x in viewer.layers) == 1  # another one takes its place
+        [layer] = [x for x in viewer.layers if map_layers.is_blend_of(x, prediction)]
+        assert [layer.visible, heat.visible] == [True, False]
+        dock.pick("KRT8")  # a gene that is picked is to be seen
+        assert [layer.visible, heat.visible] == [False, True]
+        qtbot.mouseClick(dock.compare.blend_button, Qt.MouseButton.LeftButton)
+        assert not heat.visible
+        viewer.layers.remove(next(x for x in viewer.layers if map_layers.is_blend_of(x, prediction)))
+        assert heat.visible
 
     def test_side_by_side_and_back(self, dock, viewer, prediction, qtbot):
         unfold(qtbot, dock.compare_fold, dock.compare.beside_button)

@@ -184,6 +184,23 @@ class TestFile:
         with pytest.raises(StoreError, match="cannot be read"):
             read_session(tmp_path / "none.peka.json")
 
+    def test_a_score_comes_back_as_it_was_seen(self, folder, tiny_model):
+        viewer = ViewerModel()
+        with peka.open_slide(folder / "case.svs") as slide:
+            prediction = peka.predict(slide, tiny_model, output=folder / "set.peka.zarr")
+        data, settings, _ = map_layers.heatmap_layer(prediction, "KRT8")
+        layer = viewer.add_image(data, **settings)
+        score = peka.gene_set_score(prediction, ["ERBB2", "CD3E"])
+        map_layers.show_score(layer, prediction, "mine", ["ERBB2", "CD3E"], score)
+        layer.contrast_limits = (-0.5, 0.75)
+        assert save_session(session_of(viewer), folder / "s.peka.json") == []
+        again = ViewerModel()
+        show_session(session_of(again), read_session(folder / "s.peka.json"))
+        [back] = again.layers
+        np.testing.assert_allclose(back.data, layer.data)
+        assert (back.name, back.contrast_limits) == ("mine (mean z)", [-0.5, 0.75])
+        assert layers.gene_of(back) is None
+
     def test_a_map_that_was_never_written_is_said(self, sample, tiny_model, tmp_path):
         viewer = ViewerModel()
         with peka.open_slide(sample) as slide:

@@ -11,7 +11,7 @@ from typing import Any
 from qtpy.compat import isalive
 from qtpy.QtCore import Qt, QTimer, QUrl
 from qtpy.QtGui import QDesktopServices
-from qtpy.QtWidgets import QAbstractItemView, QFileDialog, QWidget
+from qtpy.QtWidgets import QAbstractItemView, QFileDialog
 
 from napari_peka.core.errors import PekaError
 from napari_peka.core.progress import JobProgress
@@ -19,7 +19,7 @@ from napari_peka.gui import check_jobs, layers, region_layers
 from napari_peka.gui.aside import Aside
 from napari_peka.gui.check_form import WHOLE, CheckForm
 from napari_peka.gui.check_genes import GENE, SHARE, VALUE
-from napari_peka.gui.choosers import DOCK_WIDTH
+from napari_peka.gui.dock import Dock
 from napari_peka.gui.run_panel import sentence
 from napari_peka.gui.session import OpenSection, session_of
 from napari_peka.gui.spot_view import SpotView
@@ -28,7 +28,7 @@ from napari_peka.gui.spot_view import SpotView
 SETTLE_MS, SHAPE_MS, AGAIN_MS = 60, 150, 5000
 
 
-class CheckWidget(QWidget):
+class CheckWidget(Dock):
     """Compare a predicted map with measured spots.
 
     Parameters
@@ -39,7 +39,6 @@ class CheckWidget(QWidget):
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
-        self.setMaximumWidth(DOCK_WIDTH)
         self.session = session_of(napari_viewer)
         self.viewer = self.session.viewer
         self.spots = SpotView(self.viewer)

@@ -61,7 +61,8 @@ class Text(QLabel):
 
     def setText(self, text: str | None) -> None:
         """Show other words."""
-        super().setText(text)
+        # Qt keeps a link in the colour of the theme in which it was written
+        super().setText(None if text is None else text.replace("<a href", f'<a style="color: {_LINK}" href'))
         self._later.start()
 
     def resizeEvent(self, event: Any) -> None:
@@ -69,6 +70,10 @@ class Text(QLabel):
         super().resizeEvent(event)
         if event.size().width() != event.oldSize().width():
             self._later.start()
+
+    def minimumSizeHint(self) -> QSize:
+        """Ask for no width: the name of a file would widen the dock, and the picture would jump beside it."""
+        return QSize(0, super().minimumSizeHint().height())
 
     def _fit(self) -> None:
         if self.isVisible():
@@ -139,6 +144,8 @@ def fold(title: str, *content: QWidget) -> QCollapsible:
     made = QCollapsible(title)
     made.layout().setContentsMargins(0, 0, 0, 0)
     made.layout().setSpacing(2)
+    made.setCollapsedIcon("▸")
+    made.setExpandedIcon("▾")
     for widget in content:
         made.addWidget(widget)
     return made

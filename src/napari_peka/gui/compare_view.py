@@ -46,7 +46,16 @@ def show_blend(viewer: Any, layer: Any, genes: Sequence[str], palette: str) -> s
     layer.visible = False
     viewer.add_image(data, **settings)
     viewer.layers.selection.active = layer
-    return f"{settings['name']}: remove or hide its layer to see the single map again"
+    return f"{settings['name']}: pick a gene to see a single map again"
+
+
+def show_single(viewer: Any, layer: Any) -> None:
+    """Show a map again where a blend of its genes hides it: a gene that is picked is to be seen."""
+    prediction = layers.prediction_of(layer)
+    for other in viewer.layers:
+        if prediction is not None and map_layers.is_blend_of(other, prediction) and other.visible:
+            other.visible = False
+            layer.visible = True
 
 
 def show_beside(viewer: Any, layer: Any, genes: Sequence[str]) -> str:

@@ -19,15 +19,15 @@ from qtpy.QtWidgets import (
     QPushButton,
     QSlider,
     QTableView,
-    QWidget,
 )
 
 from napari_peka.core.errors import PekaError
 from napari_peka.gui import layers, map_layers, region_layers
 from napari_peka.gui.aside import Aside
-from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, fold, notice, scrolled, slim, with_button
+from napari_peka.gui.choosers import LayerChooser, Text, fold, notice, scrolled, slim, with_button
 from napari_peka.gui.compare_panel import ComparePanel
-from napari_peka.gui.compare_view import show_beside, show_blend
+from napari_peka.gui.compare_view import show_beside, show_blend, show_single
+from napari_peka.gui.dock import Dock
 from napari_peka.gui.export_panel import ExportPanel
 from napari_peka.gui.gene_model import DIFFERENCE, GENE, MEASURES, PCC, VALUE, GeneModel, gene_view
 from napari_peka.gui.here import Here
@@ -43,8 +43,10 @@ from napari_peka.io.statistics import gene_table
 
 #: ms to wait for the next key before a gene is computed: held arrow keys move the row, not the map
 SETTLE_MS = 60
-#: unit of a set's score
-SCORE_UNIT = "mean z"
+_WORDS = (
+    "log1p CP10K: the logarithm of a gene's counts among 10,000 counts of its place. PCC: how well predicted and "
+    "measured values went together on data that the model had not seen; 0 is not at all, 1 is wholly"
+)
 WEAK = "weak or better"
 #: least held-out correlation of the genes that are listed
 LEAST_TRUST = {"any": -np.inf, WEAK: 0.15, "fair or better": 0.3, "good": 0.5}
@@ -52,7 +54,7 @@ LEAST_TRUST = {"any": -np.inf, WEAK: 0.15, "fair or better": 0.3, "good": 0.5}
 AGAIN_MS = 5000
 
 
-class ExploreWidget(QWidget):
+class ExploreWidget(Dock):
     """Look at the genes of a predicted map.
 
     Parameters
@@ -67,6 +69,7 @@ class ExploreWidget(QWidget):
         self.session = session_of(napari_viewer)
         self._head: Any = None
         self._told: Any = None
+        self._reordered = False
         self._settle = QTimer(self)
         self._settle.setSingleShot(True)
         self._settle.setInterval(SETTLE_MS)
@@ -81,7 +84,6 @@ class ExploreWidget(QWidget):
         self._map_changed()
 
     def _build(self) -> None:
-        self.setMaximumWidth(DOCK_WIDTH)
         self.map = LayerChooser(self.viewer, lambda x: layers.prediction_of(x) is not None, label=layers.map_label)
         self.map.setToolTip("A predicted map")
         self.open_button = QPushButton("Open…")
@@ -100,6 +102,7 @@ class ExploreWidget(QWidget):
         self.genes = GeneModel()
         self.table = gene_view(self.genes)
         self.about = Text()
+        self.about.setToolTip(_WORDS)
         self.here = Here(self.viewer)
         self.error = Text("color: #d9534f;")
         self.error.hide()
@@ -136,6 +139,7 @@ class ExploreWidget(QWidget):
         self.sets.scored.connect(self._scored)
         self.sets.known.connect(self.genes.know_sets)
         self.session.gene_changed.connect(self._gene_changed)
+        self.viewer.layers.events.removed.connect(self._layer_removed)
 
     def _lay_out(self) -> None:
         top = QFormLayout()
@@ -213,6 +217,8 @@ class ExploreWidget(QWidget):
         with self._keeping():
             self.genes.measure(name)
             self.table.sortByColumn(VALUE, Qt.SortOrder.DescendingOrder)
+        self.table.scrollToTop()
+        self._reordered = True
         self._ask_numbers()
 
     def _trust_changed(self, *_: object) -> None:
@@ -235,6 +241,9 @@ class ExploreWidget(QWidget):
         if prediction is layers.prediction_of(self.map.layer()):
             with self._keeping():
                 self.genes.tell(table)
+            if self._reordered:  # who asks for another order looks for what comes first
+                self.table.scrollToTop()
+            self._reordered = False
 
     @contextmanager
     def _keeping(self) -> Iterator[None]:
@@ -340,6 +349,7 @@ class ExploreWidget(QWidget):
                 map_layers.update_heatmap(layer, prediction, gene)
             except Exception as e:  # noqa: BLE001 - a person gets a sentence, never a traceback
                 self._fail(e)
+        show_single(self.viewer, layer)
         self._describe(prediction.head.index(gene))
         self.here.read()
         self.session.gene = gene
@@ -384,11 +394,12 @@ class ExploreWidget(QWidget):
             self.order.setCurrentText(DIFFERENCE)
             self._first()
 
-    def _scored(self, prediction: Any, name: str, values: Any) -> None:
+    def _scored(self, prediction: Any, name: str, values: Any, genes: Any) -> None:
         layer = self.map.layer()
         shown = layers.prediction_of(layer)
         if shown is not None and shown is prediction:
-            map_layers.show_values(layer, shown, name, SCORE_UNIT, values)
+            map_layers.show_score(layer, shown, name, genes, values)
+            self.regions.show_gene(shown, None)  # its numbers are of genes
             self.table.clearSelection()
             self.table.setCurrentIndex(QModelIndex())
             self.about.setText(
@@ -397,6 +408,11 @@ class ExploreWidget(QWidget):
 
     def _export(self) -> None:
         prediction = layers.prediction_of(self.map.layer())
+        if (score := map_layers.set_of(self.map.layer())) is not None:
+            self.exports.panel.fail(
+                f"the score {score['name']} is shown, and only genes are exported: pick a gene first"
+            )
+            return
         slide = None if prediction is None else layers.slide_under(self.viewer, prediction)
         regions = self.regions.regions()
         if not regions and slide is not None and (drawn := self.session.regions_of(slide)) is not None:
@@ -436,6 +452,13 @@ class ExploreWidget(QWidget):
             said = sentence(e)
         self.compare.beside_button.setChecked(self.viewer.grid.enabled)
         self.compare.said.setText(said)
+
+    def _layer_removed(self, event: Any) -> None:
+        """Show the map again where the blend that hid it was taken away."""
+        layer = self.map.layer() if isalive(self) else None
+        prediction = layers.prediction_of(layer)
+        if layer is not None and prediction is not None and map_layers.is_blend_of(event.value, prediction):
+            layer.visible = True
 
     def _set_bar(self, on: bool) -> None:
         if (layer := self.map.layer()) is not None:

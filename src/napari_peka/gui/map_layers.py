@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from napari_peka.io.store import Prediction
 
 OPACITY = 0.6
+#: of a set's score
+SCORE_UNIT = "mean z"
 #: px (width, height): tall enough for several ticks
 BAR_SIZE = (20.0, 260.0)
 
@@ -71,6 +73,32 @@ def update_heatmap(layer: Any, prediction: Prediction, gene: str) -> None:
     _keep(layer, prediction, name, look.unit(prediction.unit))
     layer.name = f"{name} ({look.unit(prediction.unit)})"
     fit_contrast(layer)
+
+
+def show_score(
+    layer: Any, prediction: Prediction, name: str, genes: Sequence[str], values: npt.NDArray[np.float32]
+) -> None:
+    """Show the score of a set of genes in a map's layer, in place; no gene is then shown there.
+
+    Parameters
+    ----------
+    layer
+        The map's layer.
+    prediction
+        The map.
+    name, genes
+        The set, which is kept with the layer.
+    values
+        What :func:`napari_peka.gene_set_score` gives, ``(n,)``.
+    """
+    show_values(layer, prediction, name, SCORE_UNIT, values)
+    layer.metadata[KEY]["set"] = {"name": name, "genes": list(genes)}
+
+
+def set_of(layer: Any) -> dict[str, Any] | None:
+    """Return name and genes of the set whose score a map's layer shows, or None."""
+    found: dict[str, Any] | None = kept(layer).get("set")
+    return found
 
 
 def show_values(layer: Any, prediction: Prediction, name: str, unit: str, values: npt.NDArray[np.float32]) -> None:

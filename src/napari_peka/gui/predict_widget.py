@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.compat import isalive
-from qtpy.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QFileDialog, QFormLayout, QPushButton, QWidget
+from qtpy.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QFileDialog, QFormLayout, QPushButton
 
 from napari_peka.core.errors import PekaError
 from napari_peka.gui import layers, predict_job, region_layers
 from napari_peka.gui.choosers import (
-    DOCK_WIDTH,
     FolderField,
     LayerChooser,
     Snug,
@@ -25,6 +24,7 @@ from napari_peka.gui.choosers import (
     with_button,
 )
 from napari_peka.gui.device_box import DeviceBox
+from napari_peka.gui.dock import Dock
 from napari_peka.gui.growing_map import GrowingMap, show_map
 from napari_peka.gui.model_panel import ModelPanel
 from napari_peka.gui.opening import Opener
@@ -44,7 +44,7 @@ DETAIL = {"a value a tile": 1, "twice as fine (4 × the work)": 2, "four times a
 WHOLE, SEEN = "whole slide", "what I see now"
 
 
-class PredictWidget(QWidget):
+class PredictWidget(Dock):
     """Predict the expression map of a slide.
 
     Parameters
@@ -105,7 +105,6 @@ class PredictWidget(QWidget):
         self.queue_fold = fold("More slides", self.queue)
 
     def _lay_out(self) -> None:
-        self.setMaximumWidth(DOCK_WIDTH)
         form = self.form = QFormLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
         form.addRow("Slide", with_button(self.slide, self.open_button))
@@ -305,8 +304,7 @@ class PredictWidget(QWidget):
             self.panel.fail(wish)
             return
         self.plan.leave()
-        if self.plan.plan is None:  # what it says is of the form as it was
-            self.plan.clear("")
+        self.plan.clear("")  # it speaks of what was there before
         assert wish.output is not None
         growing = self.growing = GrowingMap(self.viewer, self.slide.layer(), wish.output, self.region.layer())
         self.panel.start(

@@ -42,6 +42,8 @@ _TIPS = (
 )
 #: ms after the last change of a shape before the numbers are taken again
 SETTLE_MS = 250
+#: of a region with fewer, a mean says little: tiles beside one another are alike
+FEW_TILES = 20
 
 
 class RegionPanel(QWidget):
@@ -174,7 +176,8 @@ class RegionPanel(QWidget):
             self._values = {}
             self.boxes.hide()
             self.effect.setText("")
-            self.said.setText("" if self.shapes.layer() is None else "nothing with an area is drawn in this layer yet")
+            drawn = bool(regions) or self.shapes.layer() is None
+            self.said.setText("" if drawn else "nothing with an area is drawn in this layer yet")
             return
         self.said.setText("")
         self._numbers.ask(partial(_numbers_of, self._prediction, regions, self._gene))
@@ -199,11 +202,13 @@ class RegionPanel(QWidget):
         a, b = self.first.currentText(), self.second.currentText()
         one, other = self._values.get(a), self._values.get(self._other(b))
         d = np.nan if one is None or other is None or a == b else cohens_d(one, other)
-        if not np.isfinite(d):
+        if one is None or other is None or not np.isfinite(d):
             self.effect.setText("")
             return
         size = effect_word(d)
-        self.effect.setText(f"<b>{self._gene}</b>, {a} against {b}: Cohen's d {d:+.2f} ({size})")
+        few = min(len(one), len(other))
+        warned = f"<br>⚠ only {few} tiles in the smaller one: little to go by" if few < FEW_TILES else ""
+        self.effect.setText(f"<b>{self._gene}</b>, {a} against {b}: Cohen's d {d:+.2f} ({size}){warned}")
 
     def _other(self, name: str) -> str:
         return f"{REST} {self.first.currentText()}" if name == REST else name

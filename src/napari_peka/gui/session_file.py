@@ -53,6 +53,7 @@ class _Map(_Shown):
     gene: str | None = None
     look: dict[str, Any] = {}
     contrast_limits: list[float] | None = None
+    set: dict[str, Any] | None = None
 
 
 class _Section(BaseModel):
@@ -95,7 +96,7 @@ class Opened:
 
     said: SessionFile
     slides: list[tuple[_Slide, Slide, dict[str, Any]]] = field(default_factory=list)
-    maps: list[tuple[_Map, Prediction]] = field(default_factory=list)
+    maps: list[tuple[_Map, Prediction, Any]] = field(default_factory=list)
     sections: list[OpenSection] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -144,7 +145,7 @@ def save_session(session: Session, path: Path | str) -> list[str]:
             said.maps.append(
                 _Map(
                     **_shown(layer, prediction.path, base), gene=layers.gene_of(layer), look=look,
-                    contrast_limits=limits,
+                    contrast_limits=limits, set=map_layers.set_of(layer),
                 )
             )  # fmt: skip
     for item in session.sections():
@@ -168,6 +169,7 @@ def read_session(path: Path | str, *, progress: Progress = NULL) -> Opened:
     """
     from napari_peka.io.section import read_section
     from napari_peka.io.slide import open_slide
+    from napari_peka.io.statistics import gene_set_score
     from napari_peka.io.store import read_prediction
 
     path = Path(path).expanduser()
@@ -195,7 +197,11 @@ def read_session(path: Path | str, *, progress: Progress = NULL) -> Opened:
     for kept in said.maps:
         prediction = attempt(lambda kept=kept: read_prediction(base / kept.path))  # type: ignore[misc]
         if prediction is not None:
-            opened.maps.append((kept, prediction))
+            score = None
+            if kept.set is not None:
+                genes = [str(g) for g in kept.set.get("genes", [])]
+                score = attempt(lambda p=prediction, genes=genes: gene_set_score(p, genes))  # type: ignore[misc]
+            opened.maps.append((kept, prediction, score))
     for entry in said.sections:
         request = {k: base / v if k in _PATHS and v else v for k, v in entry.request.items()}
         try:
@@ -219,13 +225,16 @@ def show_session(session: Session, opened: Opened) -> None:
             if regions and slide.resolution is not None and session.regions_of(slide) is None:
                 data, settings, _ = region_layers.regions_layer(slide, regions)
                 viewer.add_shapes(data, **settings)
-        for kept, prediction in opened.maps:
+        for kept, prediction, score in opened.maps:
             gene = map_layers.best_gene(prediction, [g for g in (kept.gene,) if g])
             look = Look.from_json(kept.look)
             data, settings, _ = map_layers.heatmap_layer(prediction, gene, look)
             settings |= {"visible": kept.visible, "opacity": kept.opacity}
             layer = viewer.add_image(data, **settings)
-            if gene == kept.gene and kept.contrast_limits is not None:
+            if score is not None and kept.set is not None:
+                map_layers.show_score(layer, prediction, str(kept.set.get("name")), kept.set["genes"], score)
+                data = layer.data
+            if (score is not None or gene == kept.gene) and kept.contrast_limits is not None:
                 low, high = kept.contrast_limits
                 layer.contrast_limits_range = (min(low, np.nanmin(data)), max(high, np.nanmax(data)))
                 layer.contrast_limits = (low, high)

@@ -43,7 +43,7 @@ class SetPanel(QWidget):
         Emitted with the sets' genes by name, when others are there or the map is another.
     """
 
-    scored = Signal(object, str, object)
+    scored = Signal(object, str, object, object)
     known = Signal(dict)
 
     def __init__(self) -> None:
@@ -148,13 +148,13 @@ class SetPanel(QWidget):
         self.said.setText(f"{len(found)} of {len(genes)} genes, on average {trust}{lacks}")
 
     def _done(self, found: Any) -> None:
-        prediction, name, values = found
+        prediction, name, values, genes = found
         if prediction is self._prediction:
-            self.scored.emit(prediction, name, values)
+            self.scored.emit(prediction, name, values, genes)
 
     def _fail(self, error: Exception) -> None:
         self.said.setText(sentence(error))
 
 
-def _score(prediction: Any, name: str, genes: list[str]) -> tuple[Any, str, Any]:
-    return prediction, name, gene_set_score(prediction, genes)
+def _score(prediction: Any, name: str, genes: list[str]) -> tuple[Any, str, Any, list[str]]:
+    return prediction, name, gene_set_score(prediction, genes), genes

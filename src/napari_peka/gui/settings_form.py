@@ -45,7 +45,7 @@ class SettingsForm(QWidget):
             default = (defaults or {}).get(name, field.default)
             widget = _widget(field.annotation, default, _NONE.get(name, "auto"))
             tip = field.description or ""
-            widget.setToolTip(tip[:1].upper() + tip[1:])
+            widget.setToolTip(tip if tip.startswith("µ") else tip[:1].upper() + tip[1:])
             self.fields[name] = widget
             form.addRow(_LABELS.get(name, name.replace("_", " ")), widget)
 

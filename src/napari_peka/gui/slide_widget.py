@@ -24,7 +24,8 @@ from napari_peka.core import files
 from napari_peka.core.errors import PekaError
 from napari_peka.gui import layers, region_layers
 from napari_peka.gui.aside import Aside
-from napari_peka.gui.choosers import DOCK_WIDTH, LayerChooser, Text, fold, notice, scrolled, with_button
+from napari_peka.gui.choosers import LayerChooser, Text, fold, notice, scrolled, with_button
+from napari_peka.gui.dock import Dock
 from napari_peka.gui.opening import Opener
 from napari_peka.gui.places import regions_path
 from napari_peka.gui.region_list import RegionList
@@ -42,7 +43,7 @@ USUAL = {"20×": 0.5, "40×": 0.25}
 _GEOJSON = "GeoJSON (*.geojson *.json)"
 
 
-class SlideWidget(QWidget):
+class SlideWidget(Dock):
     """Open a slide, see what it is, and draw regions on it.
 
     Parameters
@@ -65,7 +66,6 @@ class SlideWidget(QWidget):
         self._slide_changed()
 
     def _build(self) -> None:
-        self.setMaximumWidth(DOCK_WIDTH)
         self.slide = LayerChooser(self.viewer, lambda x: layers.slide_of(x) is not None)
         self.slide.setToolTip("A slide that is open")
         self.open_button = QPushButton("Open…")

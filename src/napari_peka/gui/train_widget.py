@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.compat import isalive
-from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QWidget
+from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton
 
 from napari_peka.config import RefitConfig, TrainConfig
 from napari_peka.core.child import RemoteProgress, run_in_child
@@ -16,7 +16,8 @@ from napari_peka.core.errors import SettingError
 from napari_peka.core.progress import JobProgress, human_time
 from napari_peka.gui import section_layers
 from napari_peka.gui.aside import Aside
-from napari_peka.gui.choosers import DOCK_WIDTH, Snug, fold, notice, scrolled
+from napari_peka.gui.choosers import Snug, fold, notice, scrolled
+from napari_peka.gui.dock import Dock
 from napari_peka.gui.learning_view import LearningView, spots_layer_of
 from napari_peka.gui.nudge_panel import NudgePanel
 from napari_peka.gui.outcome_panel import OutcomePanel, outcome_words
@@ -35,7 +36,7 @@ PATIENCE_S = 4.0
 _DECIDES_SPEED = ("encoder", "adapter", "rank", "last_blocks", "batch_size", "device", "precision", "patch_dropout")
 
 
-class TrainWidget(QWidget):
+class TrainWidget(Dock):
     """Train a model on paired sections.
 
     Parameters
@@ -57,7 +58,6 @@ class TrainWidget(QWidget):
         self._sections_changed()
 
     def _build(self) -> None:
-        self.setMaximumWidth(DOCK_WIDTH)
         self.sections = SectionPanel(self.session)
         self.nudge = NudgePanel(self.viewer, self.session)
         self.nudge_fold = fold("Move spots on the image", self.nudge)
