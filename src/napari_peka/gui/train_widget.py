@@ -144,6 +144,7 @@ class TrainWidget(Dock):
 
     def _sections_changed(self) -> None:
         if isalive(self):
+            self.panel.error.hide()  # it may have been of what is there now
             self.form.refresh()
             self.refit.refresh()
             self._chosen()
