@@ -433,6 +433,28 @@ def test_maps_of_two_slides_are_told_apart(viewer, qtbot, tiny_model, sample, ti
     assert "tissue" in texts[1]
 
 
+def test_docks_work_on_one_slide(viewer, qtbot, sample, tissue_tiff, tmp_path):
+    from PIL import Image as Pil
+
+    slide, predict = SlideWidget(viewer), PredictWidget(viewer)
+    for dock in (slide, predict):
+        qtbot.addWidget(dock)
+    slide.open_slide(sample)
+    slide.open_slide(tissue_tiff)  # the one that was opened last is the one that is predicted
+    assert predict.slide.layer() is slide.slide.layer()
+    assert layers.image_path(predict.slide.layer()) == tissue_tiff
+    predict.slide.setCurrentIndex(0)
+    assert slide.slide.layer() is predict.slide.layer()
+    # what is said of a pixel in one is known in the other
+    Pil.fromarray(np.full((500, 400, 3), 200, np.uint8)).save(tmp_path / "photo.png")
+    slide.open_slide(tmp_path / "photo.png")
+    wait_for(qtbot, lambda: "does not say how large a pixel is" in predict.about.text())
+    slide.mpp.setValue(0.5)
+    slide.set_button.click()
+    assert "0.500 µm/px (given)" in predict.about.text()
+    assert not predict.form.isRowVisible(predict.mpp)
+
+
 def test_docks_lie_on_one_another_as_tabs(viewer, qtbot):
     first, _ = viewer.window.add_plugin_dock_widget("napari-peka", "Slide")
     viewer.window._qt_window.show()

@@ -15,7 +15,7 @@ from qtpy.QtWidgets import QAbstractItemView, QFileDialog
 
 from napari_peka.core.errors import PekaError
 from napari_peka.core.progress import JobProgress
-from napari_peka.gui import check_jobs, layers, region_layers
+from napari_peka.gui import check_jobs, layers, region_layers, section_layers
 from napari_peka.gui.aside import Aside
 from napari_peka.gui.check_form import WHOLE, CheckForm
 from napari_peka.gui.check_genes import GENE, SHARE, VALUE
@@ -141,6 +141,9 @@ class CheckWidget(Dock):
         self._tidy.stop()
         self._fail(None)
         self.check = check
+        for layer in self.viewer.layers:  # spots of a training, of another gene maybe, would lie among these
+            if section_layers.kind_of(layer) is not None or section_layers.spots_of(layer) is not None:
+                layer.visible = False
         self.form.genes.of(check)
         self.form.ready(check)
         self._list_regions()

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from qtpy.compat import isalive
 from qtpy.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QFileDialog, QFormLayout, QPushButton
 
@@ -66,6 +67,7 @@ class PredictWidget(Dock):
         self._build()
         self._lay_out()
         self._connect()
+        self._slide_chosen(self.session.slide)
         self._slide_changed()
         self._say_device()
 
@@ -141,6 +143,8 @@ class PredictWidget(Dock):
         ):  # fmt: skip
             signal.connect(self.plan.later)
         self.session.model_changed.connect(self._model_changed)
+        self.session.slide_changed.connect(self._slide_chosen)
+        self.session.layers_changed.connect(self._layers_changed)
         for event in (self.viewer.camera.events.center, self.viewer.camera.events.zoom):
             event.connect(self._looked)
         self.device.looking.done.connect(self._say_device)
@@ -158,9 +162,23 @@ class PredictWidget(Dock):
         self.queue.asked.connect(self._run_queue)
         self.queue.opened.connect(self._show_pair)
 
+    def _slide_chosen(self, fingerprint: str | None) -> None:
+        """Take the slide that another dock chose."""
+        if isalive(self) and not self.panel.running:
+            for layer in self.viewer.layers:
+                if (slide := layers.slide_of(layer)) is not None and slide.fingerprint == fingerprint:
+                    self.slide.choose(layer)
+
+    def _layers_changed(self) -> None:
+        """Look again: the slide may have got another resolution."""
+        if isalive(self) and not self.panel.running:
+            self._slide_changed()
+
     def _slide_changed(self) -> None:
         layer = self.slide.layer()
         slide, path = layers.slide_of(layer), layers.image_path(layer) if layer is not None else None
+        if slide is not None:
+            self.session.slide = slide.fingerprint
         unsaid = layer is not None and (slide is None or slide.resolution is None)
         self.form.setRowVisible(self.mpp, unsaid)
         self.mpp.setSpecialValueText("from the file" if slide is None else "not known")
@@ -356,7 +374,12 @@ class PredictWidget(Dock):
         if self.panel.running:
             self.queue.panel.fail("a slide is being predicted; wait for it or cancel it")
             return
-        self.queue.run(self.session.model, self.settings(), self.detail.currentData(), self.replace.isChecked())
+        given = {
+            s.path: float(np.mean(s.resolution.mpp))
+            for s in self.session.slides()
+            if s.resolution is not None and s.resolution.source == "given"
+        }
+        self.queue.run(self.session.model, self.settings(), self.detail.currentData(), self.replace.isChecked(), given)
 
     def _show_pair(self, path: Path, prediction: Any) -> None:
         """Show a slide of the queue and its map."""

@@ -23,6 +23,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_peka.core.errors import MissingResolution
 from napari_peka.core.progress import JobProgress
 from napari_peka.gui import predict_job, reader
 from napari_peka.gui.aside import Aside
@@ -180,8 +181,13 @@ class QueuePanel(QWidget):
             self._results.append(None)
         self.words.setText("" if found else "there is no slide among these files")
 
-    def run(self, model: str, settings: dict[str, Any], parts: int, replace: bool) -> None:
-        """Predict the slides that wait with these settings; the arguments are those of a wish."""
+    def run(
+        self, model: str, settings: dict[str, Any], parts: int, replace: bool, given: dict[Path, float] | None = None
+    ) -> None:
+        """Predict the slides that wait with these settings; the arguments are those of a wish.
+
+        `given` holds µm per pixel by file, where a person said them.
+        """
         self._rows = [i for i, (_, state) in enumerate(self.states()) if state != DONE]
         paths = [self._path(i) for i in self._rows]
         if not paths:
@@ -191,7 +197,9 @@ class QueuePanel(QWidget):
         for row in self._rows:
             self._say(row, WAITING)
         self._news.clear()
-        self.panel.start(partial(_work, paths, model, settings, parts, replace, folder, self._news, self._rows))
+        self.panel.start(
+            partial(_work, paths, model, settings, parts, replace, folder, self._news, self._rows, given or {})
+        )
         self._lock(True)
 
     def leave(self) -> None:
@@ -334,7 +342,7 @@ class _Share(JobProgress):
 
 def _work(
     paths: list[Path], model: str, settings: dict[str, Any], parts: int, replace: bool, folder: Path | None,
-    news: deque[tuple[int, str, Path | None]], rows: list[int], progress: JobProgress,
+    news: deque[tuple[int, str, Path | None]], rows: list[int], given: dict[Path, float], progress: JobProgress,
 ) -> None:  # fmt: skip
     from napari_peka.workflows.many import check_names, predict_many
     from napari_peka.workflows.predict import load_forward
@@ -351,10 +359,13 @@ def _work(
     config = wish.config(loaded)
     done = predict_many(
         paths, loaded, folder or (lambda slide: default_folder(slide)[0]), config=config, overwrite=replace,
-        forward=load_forward(loaded, config, offline=True), progress_of=progress_of,
+        forward=load_forward(loaded, config, offline=True), progress_of=progress_of, mpp=given.get,
     )  # fmt: skip
     for row, outcome in zip(rows, done):
         if outcome.error is None:
             news.append((row, DONE, Path(outcome.entry["output"])))
+        elif isinstance(outcome.error, MissingResolution):
+            said = f"{outcome.slide.name} does not say how large a pixel is; open it in the dock Slide and set it there"
+            news.append((row, f"failed: {said}", None))
         else:
             news.append((row, f"failed: {sentence(outcome.error)}", None))

@@ -55,13 +55,15 @@ class Session:
 
     Attributes
     ----------
-    layers_changed, sections_changed, model_changed, gene_changed
-        Signals: slides, maps or regions came or went; sections did; another model is chosen (its name or path);
-        another gene is shown (its symbol, or None).
+    layers_changed, sections_changed, slide_changed, model_changed, gene_changed
+        Signals: slides, maps or regions came or went, or a slide got another resolution; sections came or went; another
+        slide is chosen (its fingerprint); another model is (its name or path); another gene is shown (its symbol, or
+        None).
     """
 
     layers_changed = Signal()
     sections_changed = Signal()
+    slide_changed = Signal(object)
     model_changed = Signal(str)
     gene_changed = Signal(object)
 
@@ -69,6 +71,7 @@ class Session:
         self.viewer = viewer
         self._sections: dict[str, OpenSection] = {}
         self._model, self._gene = DEMO, None  # type: tuple[str, str | None]
+        self._slide: str | None = None
         for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
             event.connect(self._layers_changed)
 
@@ -139,7 +142,18 @@ class Session:
             old.section.close()
             self.sections_changed.emit()
 
-    # -- model and gene ------------------------------------------------------------------------------------------
+    # -- slide, model and gene -----------------------------------------------------------------------------------
+
+    @property
+    def slide(self) -> str | None:
+        """The fingerprint of the slide that is worked on."""
+        return self._slide
+
+    @slide.setter
+    def slide(self, fingerprint: str | None) -> None:
+        if fingerprint != self._slide:
+            self._slide = fingerprint
+            self.slide_changed.emit(fingerprint)
 
     @property
     def model(self) -> str:

@@ -114,6 +114,7 @@ class SlideWidget(Dock):
         self.set_button.clicked.connect(self._set_mpp)
         self.spots_button.clicked.connect(self._offer_spots)
         self.session.sections_changed.connect(self._sections_changed)
+        self.session.slide_changed.connect(self._slide_chosen)
         self.background.toggled.connect(_load_in_background)
         self.beside.clicked.connect(self._show_beside)
         self.new_button.clicked.connect(self.draw)
@@ -170,6 +171,8 @@ class SlideWidget(Dock):
         ):
             widget.setEnabled(slide is not None)
         self.about.setText("Open a slide to begin." if slide is None else layers.slide_words(slide))
+        if slide is not None:
+            self.session.slide = slide.fingerprint
         self.mpp.setValue(0.0 if slide is None or slide.resolution is None else float(np.mean(slide.resolution.mpp)))
         self.tissue.follow(layer)
         self._tell_beside()
@@ -178,6 +181,13 @@ class SlideWidget(Dock):
             self._greeted.append(layer)
             self._bring_regions_back(slide)
         self._follow()
+
+    def _slide_chosen(self, fingerprint: str | None) -> None:
+        """Take the slide that another dock chose."""
+        if isalive(self):
+            for layer in self.viewer.layers:
+                if (slide := layers.slide_of(layer)) is not None and slide.fingerprint == fingerprint:
+                    self.slide.choose(layer)
 
     def _show_only(self, *_: object) -> None:
         """Show the slide that a person chose, and hide others: they lie at the same place."""
@@ -247,6 +257,7 @@ class SlideWidget(Dock):
                 layers.rescale(other, np.array(layer.scale, float)[:2] / before)
         self.viewer.reset_view()
         self._slide_changed()
+        self.session.layers_changed.emit()
         if any(layers.is_map_of(x, slide) for x in self.viewer.layers):
             self._fail("maps made with the former µm per pixel no longer lie on the slide: predict them again")
 

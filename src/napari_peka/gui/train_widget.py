@@ -244,6 +244,7 @@ class TrainWidget(Dock):
         self._events.clear()
         self._remote.clear()
         self.outcome.hide()
+        self.time.setText("")  # how long it still takes is said below
         self.panel.start(partial(_train, lesson, self._events, self._remote))
         self.pause_button.setEnabled(True)
         self.end_button.setEnabled(True)

@@ -223,7 +223,8 @@ def learn(
     steps = ceil(ceil(len(pairs.train) / config.batch_size) / config.accumulate) * config.epochs
     adapters.start_training(encoder, spec, steps)
     share = adapters.trainable_share(encoder)
-    said = f"training {share:.1%} of {card.name} ({spec.kind}{f', rank {spec.rank}' if spec.rank else ''})"
+    rank = f", rank {spec.rank}" if spec.rank else ""
+    said = f"training ({spec.kind}{rank}, {share:.1%} of the weights of {card.name})"
     torch.manual_seed(config.seed)
     translate = translate_mlp([card.dim, HIDDEN, taught.embedding.shape[1]])
     shown = pairs.validation

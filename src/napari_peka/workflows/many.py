@@ -83,7 +83,7 @@ def predict_many(
     *,
     genes: Sequence[str] = (),
     roi: Path | None = None,
-    mpp: float | None = None,
+    mpp: float | Callable[[Path], float | None] | None = None,
     config: PredictConfig | None = None,
     overwrite: bool = False,
     forward: Forward | None = None,
@@ -104,7 +104,7 @@ def predict_many(
     roi
         GeoJSON of a region in level-0 pixels, the same for all.
     mpp
-        µm per pixel, where the files have none or a wrong one.
+        µm per pixel, where the files have none or a wrong one; or what gives it for a slide.
     config, overwrite, forward
         As :func:`predict` takes them.
     progress_of
@@ -123,8 +123,9 @@ def predict_many(
         try:
             with progress_of(i, slide) if progress_of else nullcontext(NULL) as progress:
                 entry |= predict_file(
-                    slide, model, output(slide) if callable(output) else output, genes=genes, roi=roi, mpp=mpp,
-                    config=config, overwrite=overwrite, forward=forward, progress=progress,
+                    slide, model, output(slide) if callable(output) else output, genes=genes, roi=roi,
+                    mpp=mpp(slide) if callable(mpp) else mpp, config=config, overwrite=overwrite, forward=forward,
+                    progress=progress,
                 )  # fmt: skip
         except Cancelled:
             raise
