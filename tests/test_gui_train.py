@@ -153,6 +153,7 @@ def test_a_whole_story(viewer, dock, qtbot, manifest, monkeypatch):
     nothing_left()
 
 
+@pytest.mark.slow
 def test_stop_and_keep_best_cancel_and_resume(dock, qtbot, manifest):
     add(qtbot, dock, manifest)
     leave_out(dock, "each section in turn")
