@@ -161,18 +161,22 @@ class TestCompare:
         viewer.layers.remove(next(x for x in viewer.layers if map_layers.is_blend_of(x, prediction)))
         assert heat.visible
 
-    def test_side_by_side_and_back(self, dock, viewer, prediction, qtbot):
+    def test_side_by_side_and_back(self, dock, viewer, heat, prediction, qtbot):
         unfold(qtbot, dock.compare_fold, dock.compare.beside_button)
         dock.compare.put(0, "ERBB2")
         dock.compare.put(1, "CD74")
-        before = list(viewer.layers)
+        before, opacity, size = list(viewer.layers), heat.opacity, heat.colorbar.size
         qtbot.mouseClick(dock.compare.beside_button, Qt.MouseButton.LeftButton)
         added = [x for x in viewer.layers if x not in before]
-        assert [x.name for x in added] == ["ERBB2, log1p CP10K", "CD74, log1p CP10K"]
+        assert [x.name for x in added] == ["CD74, log1p CP10K"]  # ERBB2 is there already
+        assert heat.opacity == 1
+        assert heat.colorbar.size < size
+        dock.pick("KRT8")
         assert viewer.grid.enabled
         assert dock.map.count() == 1  # they are looked at, not chosen
         qtbot.mouseClick(dock.compare.beside_button, Qt.MouseButton.LeftButton)
         assert list(viewer.layers) == before
+        assert (heat.opacity, heat.colorbar.size) == (opacity, size)
         assert not viewer.grid.enabled
 
     def test_colours_add_up_and_nothing_is_transparent(self):

@@ -72,14 +72,21 @@ def show_beside(viewer: Any, layer: Any, genes: Sequence[str]) -> str:
         If the model does not know a gene; there is then one view.
     """
     prediction = layers.prediction_of(layer)
+    if viewer.grid.enabled and prediction is not None:
+        map_layers.show_colour_bar(layer)
+        layer.opacity = layers.kept(layer).pop("opacity", layer.opacity)
     viewer.grid.enabled = False
     for old in [x for x in viewer.layers if map_layers.is_beside(x)]:
         viewer.layers.remove(old)
     if prediction is None or not genes:
         return ""
     look = map_layers.look_of(layer)
-    for data, settings, _ in [map_layers.heatmap_layer(prediction, gene, look) for gene in genes]:
-        map_layers.show_colour_bar(viewer.add_image(data, **map_layers.as_beside(settings)))
+    shown = layers.gene_of(layer)  # it has a view already
+    others = [g for g in genes if prediction.genes[prediction.head.index(g)] != shown]
+    for data, settings, _ in [map_layers.heatmap_layer(prediction, gene, look) for gene in others]:
+        map_layers.show_small_bar(viewer.add_image(data, **map_layers.as_beside(settings)))
+    map_layers.show_small_bar(layer)
+    layers.kept(layer)["opacity"], layer.opacity = layer.opacity, 1.0  # there is no tissue under it
     viewer.layers.selection.active = layer
     viewer.grid.stride = 1
     viewer.grid.enabled = True

@@ -22,6 +22,7 @@ OPACITY = 0.6
 SCORE_UNIT = "mean z"
 #: px (width, height): tall enough for several ticks
 BAR_SIZE = (20.0, 260.0)
+_SMALL_BAR = (12.0, 130.0)
 
 
 def heatmap_layer(prediction: Prediction, gene: str, look: Look | None = None) -> LayerTuple:
@@ -247,6 +248,14 @@ def show_colour_bar(layer: Any) -> None:
     layer.name_overlay.visible = True
 
 
+def show_small_bar(layer: Any) -> None:
+    """Show a map's colour bar and name so that they fit into one view of several."""
+    layer.colorbar.size = _SMALL_BAR
+    layer.colorbar.visible = True
+    layer.name_overlay.position = "top_left"
+    layer.name_overlay.visible = True
+
+
 def best_gene(prediction: Prediction, wish: Iterable[str] = ("ERBB2",)) -> str:
     """Return the first known gene of `wish`, or else the one with the highest held-out correlation."""
     for gene in wish:
@@ -260,6 +269,7 @@ def best_gene(prediction: Prediction, wish: Iterable[str] = ("ERBB2",)) -> str:
 
 def _keep(layer: Any, prediction: Prediction, gene: str | None, unit: str) -> None:
     path = prediction.path or output_of(layer)
-    layer.metadata[KEY] = {
+    stays = {k: v for k, v in kept(layer).items() if k in ("opacity", "hidden")}  # of the view, not of the gene
+    layer.metadata[KEY] = stays | {
         "prediction": prediction, "gene": gene, "path": path, "look": look_of(layer), "unit": unit,
     }  # fmt: skip
