@@ -62,6 +62,7 @@ class PredictWidget(Dock):
         #: the map in work, or the last one
         self.growing: GrowingMap | None = None
         self._drawn: Any = None
+        self._seen: Any = None
         self._opening = Opener(napari_viewer, self)
         self._default = ""
         self._build()
@@ -170,13 +171,14 @@ class PredictWidget(Dock):
                     self.slide.choose(layer)
 
     def _layers_changed(self) -> None:
-        """Look again: the slide may have got another resolution."""
-        if isalive(self) and not self.panel.running:
+        """Look again where the slide was opened anew, with another resolution."""
+        if isalive(self) and not self.panel.running and layers.slide_of(self.slide.layer()) is not self._seen:
             self._slide_changed()
 
     def _slide_changed(self) -> None:
         layer = self.slide.layer()
         slide, path = layers.slide_of(layer), layers.image_path(layer) if layer is not None else None
+        self._seen = slide
         if slide is not None:
             self.session.slide = slide.fingerprint
         unsaid = layer is not None and (slide is None or slide.resolution is None)
