@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -370,6 +371,17 @@ class TileTable:
             rect = Rect(float(corner[0]), float(corner[1]), float(h), float(w))
             yield Block(i, start, stop, rect, offsets.astype(np.int32), (int(shape[0]), int(shape[1])))
 
+    @cached_property
+    def _pixels(self) -> tuple[IntArray, tuple[int, int], IntArray]:
+        """Return the grid's first place, the shape of its map, and the pixel of each tile in that."""
+        assert self.grid_yx is not None
+        if not len(self):
+            return np.zeros(2, np.int64), (1, 1), np.zeros(0, np.int64)
+        first = self.grid_yx.min(0).astype(np.int64)
+        height, width = (self.grid_yx.max(0) - first + 1).tolist()
+        y, x = (self.grid_yx - first).T
+        return first, (height, width), y * width + x
+
     def raster(self, values: npt.NDArray[np.floating], units: str = "") -> Raster:
         """Lay one value a tile out as a map with one pixel a tile; NaN where there is no tile.
 
@@ -383,10 +395,9 @@ class TileTable:
         if values.shape != (len(self),):
             raise ValueError(f"{len(self)} tiles need {len(self)} values, got {values.shape}")
         step = np.array(self.spec.stride0(self.slide_mpp))
-        first = self.grid_yx.min(0) if len(self) else np.zeros(2, int)
-        shape = (self.grid_yx.max(0) - first + 1) if len(self) else np.ones(2, int)
+        first, shape, pixels = self._pixels
         data = np.full(shape, np.nan, np.float32)
-        data[tuple((self.grid_yx - first).T)] = values
+        data.ravel()[pixels] = values
         # with overlapping tiles a pixel stands for the tile's centre, one stride wide
         origin = (first * step + (np.array(self.spec.footprint0(self.slide_mpp)) - step) / 2).tolist()
         return Raster(data, (float(step[0]), float(step[1])), (origin[0], origin[1]), units)

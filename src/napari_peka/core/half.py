@@ -15,8 +15,8 @@ import numpy.typing as npt
 _BYTES = 512 * 1024
 _SIGN_EXPONENT_MANTISSA = np.int32(0x8FFFE000 - (1 << 32))
 _SCALE = np.float32(2.0**112)
-#: no finite half is this large, once it is moved to its place
-_TOO_LARGE = np.float32(2.0 ** (16 - 112))
+#: bits of the infinities, below which those of NaN do not lie: as a signed number, and as one without a sign
+_INFINITE, _MINUS_INFINITE = 0x7C00, 0xFC00
 #: weights above this would overflow when they are scaled
 _LARGEST_WEIGHT = 2.0**14
 
@@ -45,7 +45,7 @@ def halves_dot(halves: npt.NDArray[np.float16], weights: npt.NDArray[np.float32]
         np.left_shift(moved, 13, out=moved)
         np.bitwise_and(moved, _SIGN_EXPONENT_MANTISSA, out=moved)
         numbers = moved.view(np.float32)
-        if d and (numbers.max() >= _TOO_LARGE or numbers.min() <= -_TOO_LARGE):
+        if d and (part.max() >= _INFINITE or part.view(np.uint16).max() >= _MINUS_INFINITE):
             with np.errstate(invalid="ignore"):  # infinity times nothing
                 out[at : at + rows] = np.asarray(halves[at : at + rows], np.float32) @ weights
         else:
