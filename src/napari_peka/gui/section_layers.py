@@ -25,6 +25,8 @@ _LEAST_PX = 3
 #: between two pictures side by side, in parts of a slide's width
 _GAP = 0.05
 _COLOURS = {"counts": "viridis"}
+#: of titles: neither stains, maps nor a black ground have such a green
+_WORDS = "#00c853"
 
 
 def spots_layer(section: Section) -> LayerTuple:
@@ -74,7 +76,14 @@ def learning_layer(
     settings = {
         "name": kind,
         "size": size_um,
-        "features": {"value": np.zeros(len(centre_um))},
+        "features": {"value": np.zeros(len(centre_um)), "title": _title(kind, centre_um)},
+        "text": {
+            "string": "{title}",
+            "size": 14,
+            "color": _WORDS,
+            "anchor": "lower_left",
+            "translation": (-size_um, 0),
+        },
         "face_color": "value",
         "face_colormap": COLORMAP,
         "face_contrast_limits": (0.0, 1.0),
@@ -90,10 +99,19 @@ def show_learning(
     layer: Any, gene: str, unit: str, values: npt.NDArray[np.floating], limits: tuple[float, float], more: str = ""
 ) -> None:
     """Colour the spots of a :func:`learning_layer`, in place."""
-    layer.features = {"value": np.asarray(values, np.float64)}
+    title = _title(f"{gene}, {kind_of(layer)}", np.asarray(layer.data))
+    layer.features = {"value": np.asarray(values, np.float64), "title": title}
     layer.face_contrast_limits = limits
     layer.face_color = "value"
     layer.name = f"{gene} {kind_of(layer)}{more} ({unit})"
+
+
+def _title(text: str, centre: FloatArray) -> npt.NDArray[np.object_]:
+    """Return a text for the highest spot and none for the others."""
+    title = np.full(len(centre), "", object)
+    if len(centre):
+        title[int(np.argmin(centre[:, 0]))] = text
+    return title
 
 
 def limits_of(values: npt.NDArray[np.floating]) -> tuple[float, float]:
