@@ -82,7 +82,7 @@ def learning_layer(
             "size": 14,
             "color": _WORDS,
             "anchor": "lower_left",
-            "translation": (-size_um, 0),
+            "translation": (-2 * size_um, 0),
         },
         "face_color": "value",
         "face_colormap": COLORMAP,
