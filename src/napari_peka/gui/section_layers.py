@@ -81,7 +81,7 @@ def learning_layer(
             "string": "{title}",
             "size": 14,
             "color": _WORDS,
-            "anchor": "lower_left",
+            "anchor": _anchor(centre_um),
             "translation": (-2 * size_um, 0),
         },
         "face_color": "value",
@@ -112,6 +112,14 @@ def _title(text: str, centre: FloatArray) -> npt.NDArray[np.object_]:
     if len(centre):
         title[int(np.argmin(centre[:, 0]))] = text
     return title
+
+
+def _anchor(centre: FloatArray) -> str:
+    """Return the corner of a title that lies at the highest spot: the words go on over the spots, not beside them."""
+    if not len(centre):
+        return "lower_left"
+    x = centre[:, 1]
+    return "lower_right" if x[int(np.argmin(centre[:, 0]))] > (x.min() + x.max()) / 2 else "lower_left"
 
 
 def limits_of(values: npt.NDArray[np.floating]) -> tuple[float, float]:
