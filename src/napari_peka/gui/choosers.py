@@ -18,6 +18,7 @@ from qtpy.QtWidgets import (
     QPushButton,
     QScrollArea,
     QSizePolicy,
+    QTableWidget,
     QVBoxLayout,
     QWidget,
 )
@@ -159,6 +160,39 @@ def with_button(widget: QWidget, button: QPushButton) -> QWidget:
     line.addWidget(widget, 1)
     line.addWidget(button)
     return row
+
+
+class DropTable(QTableWidget):
+    """A table onto which files and folders may be dropped.
+
+    Attributes
+    ----------
+    dropped
+        Emitted with the paths of dropped files and folders.
+    """
+
+    dropped = Signal(list)
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__(rows, columns)
+        self.setAcceptDrops(True)
+
+    def dragEnterEvent(self, event: Any) -> None:
+        """Take files."""
+        if event.mimeData().hasUrls():
+            event.acceptProposedAction()
+
+    def dragMoveEvent(self, event: Any) -> None:
+        """Take files."""
+        if event.mimeData().hasUrls():
+            event.acceptProposedAction()
+
+    def dropEvent(self, event: Any) -> None:
+        """Say which files were dropped."""
+        paths = [Path(u.toLocalFile()) for u in event.mimeData().urls() if u.isLocalFile()]
+        if paths:
+            event.acceptProposedAction()
+            self.dropped.emit(paths)
 
 
 class LayerChooser(QComboBox):

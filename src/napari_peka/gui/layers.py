@@ -26,6 +26,8 @@ LayerTuple = tuple[Any, dict[str, Any], str]
 #: our entry in a layer's metadata
 KEY = "napari_peka"
 UM = ("µm", "µm")
+#: of outlines and words on the canvas: neither stains, maps nor a black ground have such a green
+INK = "#00c853"
 
 
 def slide_layer(slide: Slide, tissue_threshold: float | None = None) -> LayerTuple:
@@ -201,6 +203,12 @@ def set_tissue_threshold(layer: Any, threshold: float | None) -> None:
     layer.metadata[KEY]["tissue_threshold"] = threshold
 
 
+def layer_of_slide(viewer: Any, fingerprint: str | None) -> Any:
+    """Return the layer of the slide that has a fingerprint, or None."""
+    shown = ((x, slide_of(x)) for x in viewer.layers)
+    return next((x for x, slide in shown if slide is not None and slide.fingerprint == fingerprint), None)
+
+
 def image_path(layer: Any) -> Path | None:
     """Return the file of a layer that may be a slide: ours, or any RGB image that was opened from a file."""
     if slide := slide_of(layer):
@@ -287,6 +295,18 @@ def kept(layer: Any) -> dict[str, Any]:
 
 def visible_rect(viewer: Any, layer: Any) -> Rect | None:
     """Return the part of a slide that the viewer shows, in level-0 pixels; None when it shows all or nothing."""
+    corners = in_view(viewer, layer)
+    if corners is None or (corners[1] <= corners[0]).any():
+        return None
+    low, high = corners
+    return Rect(float(low[0]), float(low[1]), float(high[0] - low[0]), float(high[1] - low[1]))
+
+
+def in_view(viewer: Any, layer: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
+    """Return the least and the largest (y, x) of a slide that the viewer shows, in level-0 pixels.
+
+    The least lies beyond the largest when nothing is shown. None when all is, or there is no canvas.
+    """
     height, width = (layer.data[0] if layer.multiscale else layer.data).shape[:2]
     try:
         canvas = np.array(viewer.canvas.size, float)
@@ -298,6 +318,4 @@ def visible_rect(viewer: Any, layer: Any) -> Rect | None:
     half = canvas / zoom / 2
     low, high = (np.array(layer.world_to_data(centre + s * half)[:2]) + 0.5 for s in (-1, 1))
     low, high = np.maximum(low, 0), np.minimum(high, (height, width))
-    if (high <= low).any() or (high - low >= 0.999 * np.array((height, width))).all():
-        return None
-    return Rect(float(low[0]), float(low[1]), float(high[0] - low[0]), float(high[1] - low[1]))
+    return None if (high - low >= 0.999 * np.array((height, width))).all() else (low, high)

@@ -166,9 +166,7 @@ class PredictWidget(Dock):
     def _slide_chosen(self, fingerprint: str | None) -> None:
         """Take the slide that another dock chose."""
         if isalive(self) and not self.panel.running:
-            for layer in self.viewer.layers:
-                if (slide := layers.slide_of(layer)) is not None and slide.fingerprint == fingerprint:
-                    self.slide.choose(layer)
+            self.slide.choose(layers.layer_of_slide(self.viewer, fingerprint))
 
     def _layers_changed(self) -> None:
         """Look again where the slide was opened anew, with another resolution."""

@@ -17,7 +17,6 @@ from qtpy.QtWidgets import (
     QGridLayout,
     QHeaderView,
     QPushButton,
-    QTableWidget,
     QTableWidgetItem,
     QVBoxLayout,
     QWidget,
@@ -27,7 +26,7 @@ from napari_peka.core.errors import MissingResolution
 from napari_peka.core.progress import JobProgress
 from napari_peka.gui import predict_job, reader
 from napari_peka.gui.aside import Aside
-from napari_peka.gui.choosers import FolderField, Snug
+from napari_peka.gui.choosers import DropTable, FolderField, Snug
 from napari_peka.gui.places import default_folder
 from napari_peka.gui.run_panel import RunPanel, sentence
 
@@ -39,46 +38,20 @@ _FILE, _STATE = range(2)
 _PLAIN = (".tif", ".tiff")
 
 
-class QueueTable(QTableWidget):
-    """Files and what became of them; files and folders may be dropped onto it.
-
-    Attributes
-    ----------
-    dropped
-        Emitted with the paths of dropped files and folders.
-    """
-
-    dropped = Signal(list)
+class QueueTable(DropTable):
+    """Files and what became of them; files and folders may be dropped onto it."""
 
     def __init__(self) -> None:
         super().__init__(0, 2)
         self.setHorizontalHeaderLabels(["file", "state"])
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-        self.setAcceptDrops(True)
         self.setWordWrap(True)
         self.verticalHeader().hide()
         self.verticalHeader().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
         self.horizontalHeader().setStretchLastSection(True)
         self.setFixedHeight(150)
         self.setToolTip("Drop slides or folders of slides here; double-click one that is done to open it")
-
-    def dragEnterEvent(self, event: Any) -> None:
-        """Take files."""
-        if event.mimeData().hasUrls():
-            event.acceptProposedAction()
-
-    def dragMoveEvent(self, event: Any) -> None:
-        """Take files."""
-        if event.mimeData().hasUrls():
-            event.acceptProposedAction()
-
-    def dropEvent(self, event: Any) -> None:
-        """Say which files were dropped."""
-        paths = [Path(u.toLocalFile()) for u in event.mimeData().urls() if u.isLocalFile()]
-        if paths:
-            event.acceptProposedAction()
-            self.dropped.emit(paths)
 
 
 class QueuePanel(QWidget):

@@ -13,15 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.core.errors import RegionError
-from napari_peka.gui.layers import KEY, UM, LayerTuple
+from napari_peka.gui.layers import INK, KEY, UM, LayerTuple
 
 if TYPE_CHECKING:
     from napari_peka.io.slide import Slide
 
 #: points by which an ellipse is drawn as a polygon; its area is then 0.2 % short
 _ELLIPSE_POINTS = 64
-#: of outlines and names: neither stains nor maps have such a green
-_COLOUR = "#00c853"
 #: width of an outline in parts of the slide's longer side, to be seen when the whole slide is
 _EDGE = 0.0025
 
@@ -50,9 +48,9 @@ def regions_layer(slide: Slide, regions: Mapping[str, Any]) -> LayerTuple:
         "shape_type": "polygon",
         "features": pd.DataFrame({"name": pd.Series(names, dtype=object)}),
         "feature_defaults": pd.DataFrame({"name": [""]}),
-        "text": {"string": "{name}", "size": 12, "color": _COLOUR},
+        "text": {"string": "{name}", "size": 12, "color": INK},
         "face_color": [1.0, 1.0, 1.0, 0.15],
-        "edge_color": _COLOUR,
+        "edge_color": INK,
         "edge_width": max(4 * max(slide.mpp), _EDGE * max(np.multiply(slide.shape, slide.mpp))),
         "opacity": 1.0,
         "units": UM,

@@ -14,7 +14,7 @@ from napari_peka.gui.session import OpenSection
 from napari_peka.gui.words import in_the_window
 from napari_peka.io.manifest import Entry, read_manifest
 from napari_peka.io.nudge import IDENTITY, compose
-from napari_peka.io.section import Section, read_section, rename
+from napari_peka.io.section import Section, name_apart, read_section, rename
 from napari_peka.io.sections.choose import find_sections
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def read_added(paths: Iterable[Path], known: Iterable[OpenSection]) -> Added:
                 item.section.close()
                 continue
             seen.add(item.section.fingerprint)
-            _name_apart(item.section, names)
+            name_apart(item.section, names)
             names.add(item.section.section_id)
             added.sections.append(item)
     return added
@@ -134,16 +134,6 @@ def _read(entry: Entry) -> OpenSection:
     section = read_section(entry.path, **request)
     section.split = entry.split
     return OpenSection(section, request)
-
-
-def _name_apart(section: Section, names: set[str]) -> None:
-    old, number = section.section_id, 2
-    if old not in names:
-        return
-    while f"{old}-{number}" in names:
-        number += 1
-    rename(section, f"{old}-{number}")
-    section.warnings.append(f"another section is named {old} too: this one, {section.path}, is {old}-{number}")
 
 
 def _take_over(section: Section, old: Section) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.core.errors import SectionError
-from napari_peka.gui.layers import KEY, UM, LayerTuple
+from napari_peka.gui.layers import INK, KEY, UM, LayerTuple
 from napari_peka.io.figure import COLORMAP
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ _LEAST_PX = 3
 #: between two pictures side by side, in parts of a slide's width
 _GAP = 0.05
 _COLOURS = {"counts": "viridis"}
-#: of titles: neither stains, maps nor a black ground have such a green
-_WORDS = "#00c853"
 
 
 def spots_layer(section: Section) -> LayerTuple:
@@ -80,7 +78,7 @@ def learning_layer(
         "text": {
             "string": "{title}",
             "size": 14,
-            "color": _WORDS,
+            "color": INK,
             "anchor": _anchor(centre_um),
             "translation": (-2 * size_um, 0),
         },

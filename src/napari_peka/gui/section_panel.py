@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from qtpy.compat import isalive
 from qtpy.QtCore import Qt, Signal
@@ -13,14 +12,13 @@ from qtpy.QtWidgets import (
     QFileDialog,
     QGridLayout,
     QPushButton,
-    QTableWidget,
     QTableWidgetItem,
     QVBoxLayout,
     QWidget,
 )
 
 from napari_peka.gui.aside import Aside
-from napari_peka.gui.choosers import Snug
+from napari_peka.gui.choosers import DropTable, Snug
 from napari_peka.gui.run_panel import sentence
 from napari_peka.gui.section_files import COLUMNS, Added, read_added, row_of, set_patient
 from napari_peka.gui.session import OpenSection, Session
@@ -38,16 +36,8 @@ _TIPS = {
 _FILES = "Sections and manifests (*.h5ad *.tsv.gz *.tsv *.csv);;All files (*)"
 
 
-class SectionTable(QTableWidget):
-    """Rows of sections; files may be dropped onto it.
-
-    Attributes
-    ----------
-    dropped
-        Emitted with the paths of dropped files and folders.
-    """
-
-    dropped = Signal(list)
+class SectionTable(DropTable):
+    """Rows of sections; files may be dropped onto it."""
 
     def __init__(self) -> None:
         super().__init__(0, len(COLUMNS))
@@ -55,27 +45,9 @@ class SectionTable(QTableWidget):
         for i, name in enumerate(COLUMNS):
             self.horizontalHeaderItem(i).setToolTip(_TIPS.get(name, ""))
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        self.setAcceptDrops(True)
         self.verticalHeader().hide()
         self.setFixedHeight(150)
         self.setToolTip("Drop sections here: Space Ranger folders, .h5ad, SpatialData .zarr, ST .tsv.gz, a manifest")
-
-    def dragEnterEvent(self, event: Any) -> None:
-        """Take files."""
-        if event.mimeData().hasUrls():
-            event.acceptProposedAction()
-
-    def dragMoveEvent(self, event: Any) -> None:
-        """Take files."""
-        if event.mimeData().hasUrls():
-            event.acceptProposedAction()
-
-    def dropEvent(self, event: Any) -> None:
-        """Say which files were dropped."""
-        paths = [Path(u.toLocalFile()) for u in event.mimeData().urls() if u.isLocalFile()]
-        if paths:
-            event.acceptProposedAction()
-            self.dropped.emit(paths)
 
 
 class SectionPanel(QWidget):

@@ -7,7 +7,6 @@ signals.
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,15 +125,13 @@ class Session:
 
     def name_apart(self, item: OpenSection) -> str:
         """Give a section another name where one of another file has it, and return its name."""
-        from napari_peka.io.section import rename
+        from napari_peka.io.section import name_apart
 
-        section, old = item.section, item.section.section_id
-        if old not in self._sections or self._sections[old].section.path == section.path:
-            return old
-        name = next(f"{old}-{i}" for i in itertools.count(2) if f"{old}-{i}" not in self._sections)
-        rename(section, name)
-        section.warnings.append(f"another section is named {old} too: this one, {section.path}, is {name}")
-        return name
+        section = item.section
+        known = self._sections.get(section.section_id)
+        if known is not None and known.section.path != section.path:
+            name_apart(section, self._sections)
+        return section.section_id
 
     def remove_section(self, name: str) -> None:
         """Close a section; an unknown name is none."""

@@ -185,9 +185,7 @@ class SlideWidget(Dock):
     def _slide_chosen(self, fingerprint: str | None) -> None:
         """Take the slide that another dock chose."""
         if isalive(self):
-            for layer in self.viewer.layers:
-                if (slide := layers.slide_of(layer)) is not None and slide.fingerprint == fingerprint:
-                    self.slide.choose(layer)
+            self.slide.choose(layers.layer_of_slide(self.viewer, fingerprint))
 
     def _show_only(self, *_: object) -> None:
         """Show the slide that a person chose, and hide others: they lie at the same place."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -344,12 +344,18 @@ def _name_apart(sections: list[Section], entries: list[Entry]) -> None:
     given = {e.section for e in entries if e.section}
     taken = set(given)
     for section, entry in zip(sections, entries):
-        old = section.section_id
-        if entry.section is None and old in taken:
-            number = next(n for n in itertools.count(2) if f"{old}-{n}" not in taken)
-            rename(section, f"{old}-{number}")
-            section.warnings.append(f"another section is named {old} too: this one, {section.path}, is {old}-{number}")
+        if entry.section is None:
+            name_apart(section, taken)
         taken.add(section.section_id)
+
+
+def name_apart(section: Section, taken: Container[str]) -> None:
+    """Give a section another name, and a warning that says so, where its own is taken."""
+    old = section.section_id
+    if old in taken:
+        name = next(f"{old}-{n}" for n in itertools.count(2) if f"{old}-{n}" not in taken)
+        rename(section, name)
+        section.warnings.append(f"another section is named {old} too: this one, {section.path}, is {name}")
 
 
 def _refuse_copies(sections: list[Section]) -> None:
