@@ -169,6 +169,55 @@ def test_csv_is_a_row_a_tile(prediction, regions, tmp_path):
     assert np.isnan(table["KRT8"][3])
 
 
+SETS = {"Epithelium (some)": ["KRT8", "erbb2", "NOSUCH"], "Epithelium/some": ["KRT8"]}
+
+
+@pytest.fixture(scope="module")
+def scores(prediction):
+    return np.stack([peka.gene_set_score(prediction, genes) for genes in SETS.values()], 1)
+
+
+def test_scores_of_sets_are_columns_of_tables(prediction, scores, slide, tmp_path):
+    (path,) = export(prediction, "csv", tmp_path / "a.csv", genes=GENES, sets=SETS)
+    table = pd.read_csv(path)
+    named = ["score_Epithelium_some", "score_Epithelium_some_"]
+    assert list(table.columns)[-4:] == [*GENES, *named]
+    np.testing.assert_allclose(table[named], scores, atol=1e-4)
+    (path,) = export(prediction, "h5ad", tmp_path / "a.h5ad", sets=SETS)
+    adata = anndata.read_h5ad(path)
+    assert list(adata.var_names) == list(prediction.genes)
+    np.testing.assert_allclose(adata.obs[named], scores, atol=1e-4)
+    told = adata.uns["napari_peka"]["gene_sets"]
+    assert told[named[0]]["name"] == "Epithelium (some)"
+    assert list(told[named[0]]["genes"]) == ["KRT8", "ERBB2"]
+    assert "gene_sets" not in prediction.record
+    sd = pytest.importorskip("spatialdata")
+    (path,) = export(prediction, "spatialdata", tmp_path / "a.zarr", genes=GENES, sets=SETS, slide=slide)
+    np.testing.assert_allclose(sd.read_zarr(path)["expression"].obs[named], scores, atol=1e-4)
+
+
+def test_scores_of_sets_are_channels_measurements_and_figures(prediction, scores, slide, tmp_path):
+    import tifffile
+
+    (path,) = export(prediction, "ome-tiff", tmp_path / "a.ome.tif", genes=GENES[:1], sets=SETS)
+    with tifffile.TiffFile(path) as file:
+        data, root = file.asarray(), ET.fromstring(file.ome_metadata)
+    names = [e.attrib["Name"] for e in root.iter() if e.tag.endswith("Channel")]
+    assert names == [f"KRT8 ({prediction.unit})", "Epithelium (some) (mean z)", "Epithelium/some (mean z)"]
+    np.testing.assert_allclose(data[1], prediction.tiles.raster(scores[:, 0]).data, atol=1e-4)
+    (path,) = export(prediction, "geojson", tmp_path / "a.geojson", sets=SETS)  # no genes unless they are named
+    features = json.loads(path.read_text())["features"]
+    assert list(features[0]["properties"]["measurements"]) == names[1:]
+    assert features[3]["properties"]["measurements"] == {}  # not read
+    figures = export(prediction, "svg", tmp_path / "a.svg", sets=SETS, slide=slide)
+    assert [p.name for p in figures] == ["a.Epithelium (some).svg", "a.Epithelium%2Fsome.svg"]
+    (figure,) = export(prediction, "png", tmp_path / "b.png", genes=[], sets=dict([next(iter(SETS.items()))]))
+    assert figure.name == "b.png"
+    with pytest.raises(UnknownName, match=r"none of the genes of the set X \(NOSUCH"):
+        export(prediction, "csv", tmp_path / "c.csv", sets={"X": ["NOSUCH"]})
+    assert not (tmp_path / "c.csv").exists()
+
+
 @pytest.mark.parametrize("with_slide", [True, False])
 def test_figures_with_and_without_the_slide(prediction, slide, tmp_path, with_slide):
     from PIL import Image
@@ -281,8 +330,14 @@ def test_the_command_writes_and_says_what(result, regions, tissue_tiff, tmp_path
     _, err = run(*args, code=2)
     assert err[-1].startswith("error: ")
     assert "is there already" in err[-1]
+    (tmp_path / "s.gmt").write_text("MINE\t\tKRT8\tERBB2\n")
+    run("export", result, "--to", "csv", "-o", tmp_path / "s.csv", "--gene-sets", f"{tmp_path / 's.gmt'}, MINE", code=2)
+    run("export", result, "--to", "csv", "-o", tmp_path / "s.csv", "--gene-sets", tmp_path / "s.gmt")
+    assert pd.read_csv(tmp_path / "s.csv").columns[-1] == "score_MINE"
+    _, err = run("export", result, "--to", "csv", "-o", tmp_path / "t.csv", "--gene-sets", "pam5", code=2)
+    assert err[-1].endswith("PAM50, PAM50 proliferation; did you mean PAM50?")
     _, err = run("export", result, "--to", "xlsx", "-o", tmp_path / "x", code=2)
     assert "there are h5ad, spatialdata" in err[-1]
     _, err = run("export", tmp_path / "none.peka.zarr", "--to", "csv", "-o", tmp_path / "x", code=2)
     assert "there is no result" in err[-1]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5ad", "r.geojson"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5ad", "r.geojson", "s.csv", "s.gmt"]

@@ -59,7 +59,7 @@ def drawn(shape, *, gene="ERBB2", name="case", **kwargs):
 
     with matplotlib.rc_context({"text.parse_math": False}):
         made = prediction(shape, **kwargs)
-        figure = figure_module._draw(made, FakeSlide(shape, name), made.head.index(gene), 400)
+        figure = figure_module.draw_map(made, FakeSlide(shape, name), figure_module.gene_shown(made, gene), 400)
         figure.canvas.draw()
     return figure
 
@@ -113,7 +113,7 @@ def test_nothing_is_clipped_and_no_words_overlap(shape, name):
 def test_a_map_that_is_not_complete_says_so():
     made = prediction((3000, 4000))
     made.record["partial"] = "5 of 80 tiles"
-    figure = figure_module._draw(made, FakeSlide((3000, 4000)), 0, 400)
+    figure = figure_module.draw_map(made, FakeSlide((3000, 4000)), figure_module.gene_shown(made, made.genes[0]), 400)
     assert "Partial: 5 of 80 tiles." in figure.get_supxlabel()
 
 
@@ -159,7 +159,8 @@ def test_of_a_small_region_the_picture_shows_the_region(readable):
     made = prediction((600, 900))
     x = np.zeros((len(tiles), 1), np.float16)
     made = Prediction(tiles, x, made.head, np.ones(len(tiles), bool), made.record)
-    figure = figure_module._draw(made, FakeSlide(shape, readable=readable), 0, 400)
+    shown = figure_module.gene_shown(made, made.genes[0])
+    figure = figure_module.draw_map(made, FakeSlide(shape, readable=readable), shown, 400)
     for axis in figure.axes[:2]:
         (x0, x1), (y1, y0) = axis.get_xlim(), axis.get_ylim()
         assert 4000 < x0 < box[0]

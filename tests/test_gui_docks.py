@@ -269,7 +269,11 @@ def test_genes_are_ordered_by_what_they_do_on_this_map(viewer, qtbot, tmp_path, 
     assert dock.genes.rowCount() == 0
 
 
-def test_a_set_of_genes_is_shown_as_a_score(viewer, qtbot, tmp_path, sample):
+def test_a_set_of_genes_is_shown_as_a_score(viewer, qtbot, tmp_path, sample, monkeypatch):
+    import pandas as pd
+    import tifffile
+    from qtpy.QtWidgets import QFileDialog
+
     import napari_peka as peka
 
     with peka.open_slide(sample) as slide:
@@ -296,8 +300,16 @@ def test_a_set_of_genes_is_shown_as_a_score(viewer, qtbot, tmp_path, sample):
     assert heat.name == "HER2 (mean z)"
     assert "standardised over this map" in dock.about.text()
     assert dock.gene() is None
-    dock.exports.asked.emit()
-    assert "the score HER2 is shown, and only genes are exported" in dock.exports.panel.error.text()
+    dock.exports.genes.setCurrentText(THIS)
+    for to, ending in (("csv", ".csv"), ("ome-tiff", ".ome.tif")):
+        out = tmp_path / f"score{ending}"
+        monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_, out=out: (str(out), ""))
+        dock.exports.format.setCurrentIndex(dock.exports.format.findData(to))
+        with qtbot.waitSignal(dock.exports.panel.succeeded, timeout=WAIT_MS):
+            dock.exports.asked.emit()
+    table = pd.read_csv(tmp_path / "score.csv")
+    assert list(table.columns)[-4:] == ["ERBB2", "GRB7", "STARD3", "score_HER2"]  # a table goes on from the set's genes
+    assert tifffile.imread(tmp_path / "score.ome.tif").ndim == 2  # an image is of what is shown
     dock.pick("GRB7")
     np.testing.assert_array_equal(heat.data, prediction.raster("GRB7").data)
     qtbot.keyClicks(dock.sets.pasted, "cd74 IGKC")

@@ -260,6 +260,10 @@ def export(
     to: Annotated[str, typer.Option(help="h5ad, spatialdata, ome-zarr, ome-tiff, geojson, csv, png or svg.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="File with the format's ending, or a folder.")],
     genes: Annotated[str | None, typer.Option(help="Genes, separated by commas.")] = None,
+    gene_sets: Annotated[
+        str | None,
+        typer.Option(help="Sets of genes whose scores are added: FILE.gmt, or published ones by name; by commas."),
+    ] = None,
     regions: Annotated[
         Path | None, typer.Option(help="GeoJSON of named regions in level-0 pixels, as QuPath writes it.")
     ] = None,
@@ -276,18 +280,21 @@ def export(
     from napari_peka.io.export import format_of
     from napari_peka.io.regions import regions_by_name
     from napari_peka.io.slide import open_slide
+    from napari_peka.io.statistics import gene_sets_of
     from napari_peka.io.store import read_prediction
 
     format_of(to)
     prediction = read_prediction(result)
     wanted = None if genes is None else [g.strip() for g in genes.split(",") if g.strip()]
+    sets = {} if gene_sets is None else gene_sets_of([s.strip() for s in gene_sets.split(",") if s.strip()])
     named = {} if regions is None else regions_by_name(regions)
     with ExitStack() as opened, console_progress(result.name) as progress:
         shown = None if slide is None else opened.enter_context(open_slide(slide))
         try:
             written = run(
-                prediction, to, output, genes=wanted, regions=named, slide=shown, overwrite=overwrite, progress=progress
-            )
+                prediction, to, output, genes=wanted, sets=sets, regions=named, slide=shown, overwrite=overwrite,
+                progress=progress,
+            )  # fmt: skip
         except (KeyboardInterrupt, Cancelled) as e:
             raise Cancelled("interrupted; run the same command again") from e
         data = {

@@ -408,17 +408,14 @@ class ExploreWidget(Dock):
 
     def _export(self) -> None:
         prediction = layers.prediction_of(self.map.layer())
-        if (score := map_layers.set_of(self.map.layer())) is not None:
-            self.exports.panel.fail(
-                f"the score {score['name']} is shown, and only genes are exported: pick a gene first"
-            )
-            return
+        score = map_layers.set_of(self.map.layer())
         slide = None if prediction is None else layers.slide_under(self.viewer, prediction)
         regions = self.regions.regions()
         if not regions and slide is not None and (drawn := self.session.regions_of(slide)) is not None:
             regions = region_layers.regions_of(drawn, slide.mpp)
         shown = None if prediction is None else map_layers.figure_look(self.map.layer())
-        self.exports.choose(prediction, slide, self.gene(), self.genes.listed(), regions, shown)
+        named = None if score is None else (str(score["name"]), list(score["genes"]))
+        self.exports.choose(prediction, slide, self.gene(), self.genes.listed(), regions, shown, named)
 
     # -- how it looks --------------------------------------------------------------------------------------------
 

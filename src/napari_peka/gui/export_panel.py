@@ -12,12 +12,13 @@ from napari_peka.core.progress import JobProgress
 from napari_peka.gui.choosers import slim
 from napari_peka.gui.run_panel import RunPanel
 from napari_peka.io.export import FORMATS, export
+from napari_peka.io.statistics import known_genes
 
 if TYPE_CHECKING:
     from napari_peka.io.slide import Slide
     from napari_peka.io.store import Prediction
 
-THIS, LISTED, USUAL = "this gene", "the genes listed above", "the usual ones for the format"
+THIS, LISTED, USUAL = "what is shown", "the genes listed above", "the usual ones for the format"
 _LABELS = {
     "h5ad": "AnnData (scanpy)", "spatialdata": "SpatialData", "ome-zarr": "OME-Zarr heatmap",
     "ome-tiff": "OME-TIFF heatmap", "geojson": "GeoJSON (QuPath)", "csv": "CSV table", "png": "PNG figure",
@@ -47,7 +48,10 @@ class ExportPanel(QWidget):
         self.format.setToolTip("The program that is to read it")
         self.genes = slim(QComboBox())
         self.genes.addItems([THIS, LISTED, USUAL])
-        self.genes.setToolTip("All genes in tables, the 20 best predicted in images and GeoJSON are the usual ones")
+        self.genes.setToolTip(
+            "What is shown is a gene, or a set's score. The usual ones are all genes in tables, the 20 best "
+            "predicted in images and GeoJSON"
+        )
         self.panel = RunPanel("Export…")
         form = QFormLayout()
         form.addRow("Format", self.format)
@@ -67,6 +71,7 @@ class ExportPanel(QWidget):
         listed: list[str],
         regions: dict[str, Any] | None = None,
         figure: dict[str, Any] | None = None,
+        score: tuple[str, list[str]] | None = None,
     ) -> None:
         """Ask for a file, and export to it.
 
@@ -81,7 +86,9 @@ class ExportPanel(QWidget):
         regions
             shapely polygons in level-0 pixels, x first, by name: each tile is told in which it lies.
         figure
-            Colours and limits of the gene that is picked, for a figure of it.
+            Colours and limits of what is shown, for a figure of it.
+        score
+            Name and genes of the set whose score is shown instead of a gene.
         """
         if prediction is None:
             self.panel.fail("there is no map; predict one or open a result first")
@@ -100,13 +107,18 @@ class ExportPanel(QWidget):
             path = path.with_name(path.name + kind.endings[0])
         wanted = self.genes.currentText()
         genes = listed if wanted == LISTED else [gene] if wanted == THIS and gene is not None else None
+        sets = {}
+        if score is not None and (wanted == THIS or kind.best is None):  # tables have room for it beside all genes
+            sets = dict([score])
+            if wanted == THIS:  # a table goes on from the genes
+                genes = known_genes(prediction, score[1])[0] if kind.best is None else []
         shown = figure if wanted == THIS else None
 
         def job(progress: JobProgress) -> list[Path]:
             # one that is there was asked about
             return export(
-                prediction, kind.name, path, genes=genes, slide=slide, regions=regions, figure=shown, overwrite=True,
-                progress=progress,
+                prediction, kind.name, path, genes=genes, sets=sets, slide=slide, regions=regions, figure=shown,
+                overwrite=True, progress=progress,
             )  # fmt: skip
 
         self.panel.start(job)

@@ -13,13 +13,12 @@ from napari_peka.core.geometry import Block
 from napari_peka.gui.layers import KEY, LayerTuple, gene_of, kept, output_of, prediction_of, raster_place
 from napari_peka.gui.look import Look, colours, for_matplotlib
 from napari_peka.gui.preferences import usual_look
+from napari_peka.io.statistics import SCORE_UNIT
 
 if TYPE_CHECKING:
     from napari_peka.io.store import Prediction
 
 OPACITY = 0.6
-#: of a set's score
-SCORE_UNIT = "mean z"
 #: px (width, height): tall enough for several ticks
 BAR_SIZE = (20.0, 260.0)
 _SMALL_BAR = (12.0, 130.0)

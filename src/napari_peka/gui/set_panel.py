@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import (
     QComboBox,
@@ -23,7 +22,7 @@ from napari_peka.core.errors import PekaError
 from napari_peka.gui.aside import Aside
 from napari_peka.gui.choosers import Text, slim
 from napari_peka.gui.run_panel import sentence
-from napari_peka.io.figure import trust_text
+from napari_peka.io.figure import set_trust_text
 from napari_peka.io.statistics import gene_set_score, known_genes, own_gene_sets, read_gene_sets
 
 #: what a pasted list is called
@@ -139,13 +138,9 @@ class SetPanel(QWidget):
         if not genes or self._prediction is None:
             self.said.setText("")
             return
-        found, missing = known_genes(self._prediction, genes)
-        head = self._prediction.head
-        pcc = np.array([np.nan if head.pcc is None else head.pcc[head.index(g)] for g in found])
-        known = pcc[np.isfinite(pcc)]
-        trust = trust_text(float(known.mean()) if len(known) else None)
+        missing = known_genes(self._prediction, genes)[1]
         lacks = f"; not known: {', '.join(missing[:_NAMED])}{'…' if len(missing) > _NAMED else ''}" if missing else ""
-        self.said.setText(f"{len(found)} of {len(genes)} genes, on average {trust}{lacks}")
+        self.said.setText(set_trust_text(self._prediction, genes) + lacks)
 
     def _done(self, found: Any) -> None:
         prediction, name, values, genes = found

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_peka.core import files
-from napari_peka.core.errors import OutputMismatch, SettingError, near_names
+from napari_peka.core.errors import OutputMismatch, SettingError, UnknownName, near_names
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.io.exports.base import Export, Format, file_name, is_export
 from napari_peka.io.exports.geojson import write_geojson
 from napari_peka.io.exports.images import write_figure, write_ome_tiff, write_ome_zarr
 from napari_peka.io.exports.spatial_data import write_spatialdata
 from napari_peka.io.exports.tables import write_csv, write_h5ad
+from napari_peka.io.statistics import known_genes
 from napari_peka.io.store import Prediction
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def export(
     output: Path | str,
     *,
     genes: Sequence[str] | None = None,
+    sets: Mapping[str, Sequence[str]] | None = None,
     regions: Mapping[str, Any] | None = None,
     slide: Slide | None = None,
     figure: Mapping[str, Any] | None = None,
@@ -63,7 +65,11 @@ def export(
         genes have the gene's name before the ending.
     genes
         Symbols or Ensembl ids. None: all of them in ``h5ad``, ``spatialdata`` and ``csv``, the 20 with the highest
-        held-out correlation in ``ome-zarr``, ``ome-tiff`` and ``geojson``, and the best one in figures.
+        held-out correlation in ``ome-zarr``, ``ome-tiff`` and ``geojson``, and the best one in figures; none in these
+        two kinds when there are `sets`.
+    sets
+        Sets of genes by name, as :func:`read_gene_sets` gives them; each adds its score: a column ``score_NAME`` (in
+        ``obs`` of AnnData and SpatialData), a channel, a measurement, or a figure.
     regions
         shapely polygons in level-0 pixels, x first, by name, as :func:`regions_by_name` reads them. Tiles are told in
         which they lie (``obs["annotation"]``), and formats with shapes hold them.
@@ -86,18 +92,22 @@ def export(
     SettingError
         If there is no such format, or it needs a package that is not here, or so many values that genes must be named.
     UnknownName
-        If the model does not know a gene.
+        If the model does not know a gene, or none of a set's.
     OutputMismatch, StoreError
         If a file is there already, or cannot be written.
     """
     kind = format_of(to)
-    names = _chosen(prediction, kind, genes)
-    tasks = dict(_targets(prediction, kind, Path(output).expanduser(), names))
+    scored = dict(sets or {})
+    for name, of in scored.items():
+        if not known_genes(prediction, of)[0]:
+            raise UnknownName(f"the model knows none of the genes of the set {name} ({', '.join(list(of)[:3])}, …)")
+    names = _chosen(prediction, kind, [] if genes is None and scored and kind.best is not None else genes, len(scored))
+    tasks = dict(_targets(prediction, kind, Path(output).expanduser(), names, scored))
     for path in tasks:
         _check_free(path, overwrite)
     progress.stage(f"writing {kind.name}", len(tasks))
-    for path, part in tasks.items():
-        one = Export(prediction, part, dict(regions or {}), slide, dict(figure or {}))
+    for path, (part, some) in tasks.items():
+        one = Export(prediction, part, dict(regions or {}), slide, dict(figure or {}), some)
         files.make_folder(path.parent)
         files.write_beside(path, lambda p, one=one: kind.write(one, p))  # type: ignore[misc]
         progress.advance()
@@ -127,7 +137,7 @@ def _check_free(path: Path, overwrite: bool) -> None:
         raise OutputMismatch(f"{path} is no export of napari-peka and is not replaced; choose another output")
 
 
-def _chosen(prediction: Prediction, kind: Format, genes: Sequence[str] | None) -> tuple[str, ...]:
+def _chosen(prediction: Prediction, kind: Format, genes: Sequence[str] | None, n_sets: int) -> tuple[str, ...]:
     head = prediction.head
     if genes is not None:
         at = list(dict.fromkeys(head.index(g) for g in genes))
@@ -136,20 +146,21 @@ def _chosen(prediction: Prediction, kind: Format, genes: Sequence[str] | None) -
     else:
         pcc = np.full(len(head.genes), np.nan) if head.pcc is None else head.pcc
         at = np.argsort(-np.nan_to_num(pcc, nan=-2.0), kind="stable")[: kind.best].tolist()
-    if not at:
+    if not at and not n_sets:
         raise SettingError("no gene was named; leave --genes away for the usual ones")
-    n = len(prediction.tiles) * len(at)
+    n = len(prediction.tiles) * (len(at) + n_sets)
     if kind.most_values is not None and n > kind.most_values:
         raise SettingError(
-            f"{len(prediction.tiles):,} tiles of {len(at):,} genes are {n:,} values, too many for {kind.name}: name "
-            "the genes that you want (--genes)"
+            f"{len(prediction.tiles):,} tiles of {len(at) + n_sets:,} genes are {n:,} values, too many for "
+            f"{kind.name}: name the genes that you want (--genes)"
         )
     return tuple(head.genes[i] for i in at)
 
 
 def _targets(
-    prediction: Prediction, kind: Format, output: Path, genes: tuple[str, ...]
-) -> list[tuple[Path, tuple[str, ...]]]:
+    prediction: Prediction, kind: Format, output: Path, genes: tuple[str, ...], sets: dict[str, Sequence[str]]
+) -> list[tuple[Path, tuple[tuple[str, ...], dict[str, Sequence[str]]]]]:
+    """Return the files to write, each with its genes and its sets."""
     low = output.name.lower()
     ending = next((e for e in sorted(kind.endings, key=len, reverse=True) if low.endswith(e)), None)
     if ending is None and not output.is_dir():
@@ -167,7 +178,9 @@ def _targets(
     else:
         stem, ending, folder = str(prediction.record.get("slide", {}).get("name") or "map"), kind.endings[0], output
     if not kind.a_gene:
-        return [(folder / f"{stem}{ending}", genes)]
-    if is_file and len(genes) == 1:
-        return [(output, genes)]
-    return [(folder / f"{stem}.{file_name(gene)}{ending}", (gene,)) for gene in genes]
+        return [(folder / f"{stem}{ending}", (genes, sets))]
+    each: dict[str, tuple[tuple[str, ...], dict[str, Sequence[str]]]] = {gene: ((gene,), {}) for gene in genes}
+    each |= {name: ((), {name: of}) for name, of in sets.items()}
+    if is_file and len(each) == 1:
+        return [(output, *each.values())]
+    return [(folder / f"{stem}.{file_name(name)}{ending}", part) for name, part in each.items()]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import textwrap
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,8 @@ import numpy.typing as npt
 from napari_peka.core import files
 from napari_peka.core.errors import Undecodable
 from napari_peka.core.geometry import Rect, TileTable
+from napari_peka.core.raster import Raster
+from napari_peka.io.statistics import SCORE_UNIT, gene_set_score, known_genes
 from napari_peka.io.store import RESEARCH_USE, Prediction
 
 if TYPE_CHECKING:
@@ -29,6 +32,8 @@ WIDTH_IN, PANEL_IN = 13.0, 11.0
 DPI = 200
 #: share of the slide's area below which the picture shows only the region that was predicted
 CLOSER = 0.25
+#: where a title's line ends when it is short of room
+_BREAK = "\n("
 #: inches of a title's letter, on the wide side
 CHAR_IN = 0.125
 #: the same of the small print below
@@ -64,12 +69,30 @@ def trust_word(pcc: float) -> str:
     return "good" if pcc >= 0.5 else "fair" if pcc >= 0.3 else "weak" if pcc >= 0.15 else "not predicted"
 
 
+def set_trust_text(prediction: Prediction, genes: Sequence[str]) -> str:
+    """Return how many genes of a set the model knows, and their mean held-out correlation in words."""
+    found, head = known_genes(prediction, genes)[0], prediction.head
+    pcc = np.array([np.nan if head.pcc is None else head.pcc[head.index(g)] for g in found])
+    measured = pcc[np.isfinite(pcc)]
+    trust = trust_text(float(measured.mean()) if len(measured) else None)
+    return f"{len(found)} of {len(genes)} genes, on average {trust}"
+
+
+class Shown(NamedTuple):
+    """What a figure shows: its name, its values with their unit, and how far to believe them."""
+
+    name: str
+    raster: Raster
+    trust: str
+
+
 def write_map(
     prediction: Prediction,
     slide: Slide | None,
     gene: str,
     path: Path | str,
     *,
+    gene_set: Sequence[str] | None = None,
     max_px: int = 1600,
     colormap: Any = COLORMAP,
     limits: tuple[float, float] | None = None,
@@ -83,7 +106,9 @@ def write_map(
     slide
         The slide; its thumbnail is shown. None: the map alone.
     gene
-        Symbol or Ensembl id.
+        Symbol or Ensembl id; with `gene_set` the set's name.
+    gene_set
+        Genes whose score is shown instead of one gene's values: :func:`gene_set_score`.
     path
         Where to write, by its ending as PNG, SVG or PDF.
     max_px
@@ -103,28 +128,43 @@ def write_map(
     import matplotlib
 
     path = Path(path)
-    index = prediction.head.index(gene)
+    shown = gene_shown(prediction, gene) if gene_set is None else set_shown(prediction, gene, gene_set)
     settings = {"font.family": _fonts(), "font.size": 12, "text.parse_math": False, "text.usetex": False}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box in a title, no reason to fail
-        figure = _draw(prediction, slide, index, max_px, colormap, limits)
+        figure = draw_map(prediction, slide, shown, max_px, colormap, limits)
         files.write_beside(path, lambda p: figure.savefig(p, dpi=DPI))
     return path
 
 
-def _draw(
-    prediction: Prediction, slide: Slide | None, index: int, max_px: int, colormap: Any = COLORMAP,
+def gene_shown(prediction: Prediction, gene: str) -> Shown:
+    """Return a gene's values and trust."""
+    head = prediction.head
+    index = head.index(gene)
+    pcc = None if head.pcc is None else float(head.pcc[index])
+    return Shown(head.genes[index], prediction.raster(head.genes[index]), trust_text(pcc))
+
+
+def set_shown(prediction: Prediction, name: str, genes: Sequence[str]) -> Shown:
+    """Return the score of a set of genes, and how far to believe them on average."""
+    raster = prediction.tiles.raster(gene_set_score(prediction, genes), SCORE_UNIT)
+    return Shown(name, raster, set_trust_text(prediction, genes))
+
+
+def draw_map(
+    prediction: Prediction, slide: Slide | None, shown: Shown, max_px: int, colormap: Any = COLORMAP,
     limits: tuple[float, float] | None = None,
 ) -> Any:  # fmt: skip
-    gene, raster = prediction.genes[index], prediction.raster(prediction.genes[index])
+    """Return the figure of :func:`write_map`."""
+    name, raster, trust = shown
     shape = prediction.record["slide"]["shape"] if slide is None else slide.shape
     view = _view(prediction.tiles, (shape[0], shape[1]))
     whole = view == Rect(0, 0, *shape)
     figure, axes, stacked = _figure(view.h / view.w, 1 if slide is None else 2)
     left, right = axes[0], axes[-1]
     if slide is not None:
-        image, shown = (slide.thumbnail(max_px), view) if whole else _closer(slide, view, max_px)
-        extent = (shown.x, shown.x1, shown.y1, shown.y)
+        image, seen = (slide.thumbnail(max_px), view) if whole else _closer(slide, view, max_px)
+        extent = (seen.x, seen.x1, seen.y1, seen.y)
         left.imshow(image, extent=extent, interpolation="antialiased")
         # pale and grey: what is pink on the right is the map's pink, not eosin's
         right.imshow(255 - (255 - image.mean(2)) * 0.7, extent=extent, cmap="gray", vmin=0, vmax=255)
@@ -140,16 +180,14 @@ def _draw(
         axis.set_ylim(view.y1, view.y)
     where: dict[str, Any] = {"orientation": "horizontal", "aspect": 40} if stacked else {"fraction": 0.05, "aspect": 25}
     bar = figure.colorbar(heat, ax=right, pad=0.02, extend=_beyond(raster.data, low, high), **where)
-    bar.set_label(f"{gene} ({prediction.unit})")
+    bar.set_label(f"{name} ({raster.units})")
     bar.formatter.set_useOffset(False)
-    pcc = None if prediction.head.pcc is None else float(prediction.head.pcc[index])
     room = int(figure.get_figwidth() / (1 if stacked else len(axes)) / CHAR_IN)
-    name = _shortened(prediction.record["slide"]["name"] if slide is None else slide.name, room - 8)
-    title = name if whole else f"{name}, region"
+    on = _shortened(prediction.record["slide"]["name"] if slide is None else slide.name, room - 8)
+    title = on if whole else f"{on}, region"
     if slide is not None:
         left.set_title(title, fontsize=13)
-    trust = trust_text(pcc) if room > 40 else trust_text(pcc).replace(" (", "\n(")
-    what = f"{_shortened(gene, room - 12)}, predicted\n{trust}"
+    what = f"{_shortened(name, room - 12)}, predicted\n{trust if room > 40 else trust.replace(' (', _BREAK)}"
     right.set_title(what if slide is not None else f"{title}\n{what}", fontsize=13)
     _scale_bar(left, view, prediction.tiles.slide_mpp[1])
     footer = textwrap.fill(_footer(prediction), int(figure.get_figwidth() / SMALL_CHAR_IN))

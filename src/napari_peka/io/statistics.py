@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_peka.core.errors import RegionError, SettingError, UnknownName
+from napari_peka.core.errors import RegionError, SettingError, UnknownName, near_names
 from napari_peka.core.neighbours import Neighbours, neighbour_mean
 from napari_peka.core.statistics import Moments, moments
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).parent.parent / "assets"
 #: neighbours for Moran's I: the eight around a tile of a grid, in strides
 _RING = 1.5
+#: of a set's score: a mean of standardised values
+SCORE_UNIT = "mean z"
 #: tiles of a region below which its spread tells nothing
 MIN_TILES = 3
 #: ceilings below this are noise themselves: a share of them says nothing
@@ -126,6 +128,36 @@ def known_genes(prediction: Prediction, genes: Sequence[str]) -> tuple[list[str]
 def own_gene_sets() -> dict[str, list[str]]:
     """Return the sets that come with this package: published signatures, with their sources in the file."""
     return read_gene_sets(ASSETS / "signatures.gmt")
+
+
+def gene_sets_of(names: Sequence[str]) -> dict[str, list[str]]:
+    """Return sets by what a person named: GMT files, with all of their sets, and sets that come with this package.
+
+    Parameters
+    ----------
+    names
+        Each is a path that ends in ``.gmt`` (or ``.txt``), or a name of :func:`own_gene_sets`, in any case.
+
+    Raises
+    ------
+    SettingError
+        If a file cannot be read or holds no set.
+    UnknownName
+        If there is no such set; near names are offered.
+    """
+    out: dict[str, list[str]] = {}
+    own = own_gene_sets()
+    for name in names:
+        if name.lower().endswith((".gmt", ".txt")):
+            out |= read_gene_sets(Path(name).expanduser())
+        elif (found := next((n for n in own if n.casefold() == name.casefold()), None)) is not None:
+            out[found] = own[found]
+        else:
+            raise UnknownName(
+                f"there is no gene set {name!r}: name a GMT file (FILE.gmt) or one of {', '.join(own)}"
+                f"{near_names(name, own)}"
+            )
+    return out
 
 
 def read_gene_sets(path: Path | str) -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ Frame of reference: level-0 pixels; (x, y) where the format has x first.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.core.raster import Raster
+from napari_peka.io.statistics import SCORE_UNIT, gene_set_score, known_genes
 from napari_peka.io.store import Prediction
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ ANNOTATION = "annotation"
 MARK = "napari_peka_export"
 #: what no file name may hold on one platform or another; "%" too, so that two genes never share a name
 _NOT_IN_NAMES = re.compile(r'[\x00-\x1f<>:"/\\|?*%]')
+#: what no column's name may hold in SpatialData (and "/" not in HDF5)
+_NOT_IN_COLUMNS = re.compile(r"[^\w.-]+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,8 @@ class Export:
         Where it is at hand: formats that carry a picture show it.
     figure
         Further arguments of :func:`napari_peka.io.figure.write_map`, for figures.
+    sets
+        Sets of genes by name, each of which has a score.
     """
 
     prediction: Prediction
@@ -52,6 +57,35 @@ class Export:
     regions: Mapping[str, Any]
     slide: Slide | None = None
     figure: Mapping[str, Any] = field(default_factory=dict)
+    sets: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @cached_property
+    def scores(self) -> npt.NDArray[np.float32]:
+        """Score of each set, float32 ``(n, s)``; NaN where a tile could not be read."""
+        each = [gene_set_score(self.prediction, genes) for genes in self.sets.values()]
+        return np.stack(each, 1) if each else np.empty((len(self.prediction.tiles), 0), np.float32)
+
+    @property
+    def score_columns(self) -> list[str]:
+        """The sets' names as columns of a table: ``score_`` and the name without spaces and marks, each once."""
+        out: list[str] = []
+        for name in self.sets:
+            column = "score_" + _NOT_IN_COLUMNS.sub("_", name).strip("_")
+            while column.lower() in {c.lower() for c in out}:
+                column += "_"
+            out.append(column)
+        return out
+
+    @property
+    def labels(self) -> list[str]:
+        """Genes and then sets, each with its unit."""
+        unit = self.prediction.unit
+        return [f"{g} ({unit})" for g in self.genes] + [f"{s} ({SCORE_UNIT})" for s in self.sets]
+
+    @property
+    def columns(self) -> npt.NDArray[np.float32]:
+        """Values of genes and scores of sets, as :attr:`labels` names them, float32 ``(n, g + s)``."""
+        return np.concatenate([self.values, self.scores], 1)
 
     @cached_property
     def values(self) -> npt.NDArray[np.float32]:
@@ -65,8 +99,8 @@ class Export:
         return annotated(self.prediction.tiles.centre_yx, self.regions)
 
     def rasters(self) -> list[Raster]:
-        """Return a map a gene, one pixel a tile."""
-        return [self.prediction.tiles.raster(v, self.prediction.unit) for v in self.values.T]
+        """Return a map a gene and a set, one pixel a tile."""
+        return [self.prediction.tiles.raster(v, self.prediction.unit) for v in self.columns.T]
 
     @property
     def mark(self) -> dict[str, Any]:
@@ -75,10 +109,16 @@ class Export:
         return {MARK: {k: record[k] for k in ("unit", "model", "slide", "versions", "notice") if k in record}}
 
     def anndata(self) -> Any:
-        """Return tiles and genes in scverse layout, with regions in ``obs`` and, of a slide, its overview in `uns`."""
+        """Return tiles and genes in scverse layout, with scores and regions in ``obs`` and the overview in ``uns``."""
         import pandas as pd
 
         adata = self.prediction.to_anndata(self.genes)
+        told: dict[str, Any] = {}
+        for column, (name, genes), score in zip(self.score_columns, self.sets.items(), self.scores.T):
+            adata.obs[column] = score
+            told[column] = {"name": name, "genes": known_genes(self.prediction, genes)[0]}
+        if told:
+            adata.uns["napari_peka"] = {**adata.uns["napari_peka"], "gene_sets": told}
         if self.regions:
             adata.obs[ANNOTATION] = pd.Categorical(self.annotation, categories=list(self.regions))
         if self.slide is not None:
@@ -152,5 +192,5 @@ def annotated(centre_yx: npt.NDArray[np.float64], regions: Mapping[str, Any]) ->
 
 
 def file_name(gene: str) -> str:
-    """Return a gene as a file may be called on every platform; what cannot stand there is ``%2F`` and the like."""
+    """Return a gene or set as a file may be called on every platform; what cannot stand there is ``%2F`` or such."""
     return _NOT_IN_NAMES.sub(lambda hit: f"%{ord(hit[0]):02X}", gene)

@@ -22,9 +22,9 @@ def write_geojson(export: Export, path: Path) -> None:
     A tile is a closed simple ring, the square that its value stands for; its measurements are named after gene and
     unit. What could not be read has no measurement, since JSON has no NaN.
     """
-    tiles, unit = export.prediction.tiles, export.prediction.unit
+    tiles, columns = export.prediction.tiles, export.columns
     h, w = tiles.spec.footprint0(tiles.slide_mpp) if tiles.grid_yx is None else tiles.spec.stride0(tiles.slide_mpp)
-    names = [f"{gene} ({unit})" for gene in export.genes]
+    names = export.labels
     of = export.annotation if export.regions else [None] * len(tiles)
     slide = str(export.prediction.record.get("slide", {}).get("fingerprint", ""))
     features: list[dict[str, Any]] = [region_feature(name, region) for name, region in export.regions.items()]
@@ -32,7 +32,7 @@ def write_geojson(export: Export, path: Path) -> None:
         properties: dict[str, Any] = {"objectType": "tile", "name": tiles.names[i]}
         if of[i] is not None:
             properties["metadata"] = {ANNOTATION: of[i]}
-        row = export.values[i]
+        row = columns[i]
         known = np.isfinite(row)
         properties["measurements"] = {n: round(float(v), 5) for n, v, k in zip(names, row, known) if k}
         features.append(

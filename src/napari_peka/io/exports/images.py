@@ -51,7 +51,7 @@ def write_ome_tiff(export: Export, path: Path) -> None:
     n = len(data)
     metadata = {
         "axes": "CYX",
-        "Channel": {"Name": [f"{g} ({export.prediction.unit})" for g in export.genes]},
+        "Channel": {"Name": export.labels},
         "PhysicalSizeY": scale[0], "PhysicalSizeYUnit": "µm", "PhysicalSizeX": scale[1], "PhysicalSizeXUnit": "µm",
         "Plane": {
             "PositionY": [translation[0]] * n, "PositionYUnit": ["µm"] * n,
@@ -62,13 +62,13 @@ def write_ome_tiff(export: Export, path: Path) -> None:
 
 
 def write_figure(export: Export, path: Path) -> None:
-    """Write the map of one gene as a figure: beside the slide where that is at hand, with scale and colour bar."""
-    (gene,) = export.genes
-    write_map(export.prediction, export.slide, gene, path, **export.figure)
+    """Write one gene or set as a figure: beside the slide where that is at hand, with scale and colour bar."""
+    (name,) = export.genes or export.sets
+    write_map(export.prediction, export.slide, name, path, gene_set=export.sets.get(name), **export.figure)
 
 
 def _stack(export: Export) -> tuple[npt.NDArray[np.float32], tuple[float, float], tuple[float, float]]:
-    """Return the maps, float32 ``(g, h, w)``, their pixel in µm and the centre of the first one in µm, (y, x)."""
+    """Return the maps, float32 ``(g + s, h, w)``, their pixel in µm and the centre of the first one in µm, (y, x)."""
     rasters = export.rasters()
     scale, translation = rasters[0].place_um(export.prediction.tiles.slide_mpp)
     return np.stack([r.data for r in rasters]).astype(np.float32), scale, translation
@@ -76,12 +76,10 @@ def _stack(export: Export) -> tuple[npt.NDArray[np.float32], tuple[float, float]
 
 def _channels(export: Export, data: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
-    for gene, values in zip(export.genes, data):
+    for label, values in zip(export.labels, data):
         low, high = contrast_limits(values)
         finite = values[np.isfinite(values)]
         reach = (float(finite.min()), float(finite.max())) if len(finite) else (low, high)
         window = {"start": low, "end": high, "min": min(low, reach[0]), "max": max(high, reach[1])}
-        out.append(
-            {"label": f"{gene} ({export.prediction.unit})", "color": "FFFFFF", "active": not out, "window": window}
-        )
+        out.append({"label": label, "color": "FFFFFF", "active": not out, "window": window})
     return out

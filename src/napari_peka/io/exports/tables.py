@@ -15,7 +15,7 @@ def write_h5ad(export: Export, path: Path) -> None:
 
 
 def write_csv(export: Export, path: Path) -> None:
-    """Write a row a tile: where it is, in level-0 pixels and µm, its region, and a column a gene."""
+    """Write a row a tile: where it is, in level-0 pixels and µm, its region, and a column a gene and a set."""
     import pandas as pd
 
     tiles = export.prediction.tiles
@@ -28,5 +28,5 @@ def write_csv(export: Export, path: Path) -> None:
     if export.regions:
         columns[ANNOTATION] = export.annotation
     where = pd.DataFrame(columns)
-    values = pd.DataFrame(export.values, columns=list(export.genes))
+    values = pd.DataFrame(export.columns, columns=[*export.genes, *export.score_columns])
     pd.concat([where, values], axis=1).to_csv(path, index=False, float_format="%.6g")
