@@ -33,8 +33,8 @@ DEBIAN = (
 ).split()
 #: the release tested here; without a GPU a build of it that needs no CUDA is taken where pip finds one
 TORCH = "torch==2.13.0"
-#: tests run in as many processes as there are cores; a file's stay together (tests/conftest.py)
-SHARED_OUT = ["-n", "auto", "--maxprocesses", "8", "--dist", "loadgroup"]
+#: tests run in as many processes as there are cores; a file's stay together, for what they share is made once
+SHARED_OUT = ["-n", "auto", "--maxprocesses", "8", "--dist", "loadfile"]
 
 
 def main() -> int:

@@ -40,13 +40,6 @@ def pytest_configure(config):
         config.add_cleanup(server.terminate)
 
 
-def pytest_collection_modifyitems(config, items):
-    """Keep a file's tests in one process, for what they share is made once."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.fixture(autouse=True)
 def _own_models_folder(tmp_path_factory, monkeypatch):
     """No test sees the models of whoever runs it, and none reaches a hub."""

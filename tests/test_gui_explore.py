@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -21,12 +19,18 @@ import napari_peka as peka
 from napari_peka.core.blend import PALETTES, blend
 from napari_peka.gui import layers, map_layers, reader, region_layers
 from napari_peka.gui.explore_widget import ExploreWidget
+from napari_peka.gui.export_panel import LISTED, THIS
+from napari_peka.gui.gene_model import DIFFERENCE, MEASURES
 from napari_peka.gui.here import NOWHERE, ordinal, reading
 from napari_peka.gui.look import COLORMAPS, Look, colours
 from napari_peka.gui.session import session_of
 from napari_peka.io.figure import contrast_limits
 
 WAIT_MS = 60_000
+pytestmark = [
+    # anndata announces that its default zarr format changes
+    pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +62,6 @@ def dock(viewer, heat, qtbot) -> ExploreWidget:
     dock.resize(340, 1200)
     dock.show()
     return dock
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_is_left():
-    yield
-    gc.collect()
-    assert not [t.name for t in threading.enumerate() if t.name.startswith("peka-")]
 
 
 def unfold(qtbot, fold, widget) -> None:
@@ -301,3 +298,247 @@ def test_an_export_has_the_regions_and_a_figure_the_colours_that_are_seen(
     # the middle of the colour bar, on white: neither the tissue nor the usual colours have such a green
     middle = 255 * (0.75 * np.array(matplotlib.colormaps["viridis"](0.5)[:3]) + 0.25)
     assert (np.abs(picture - middle).sum(1) < 12).any()
+
+
+def test_a_stored_result_is_opened(viewer, qtbot, tmp_path, prediction):
+    dock = ExploreWidget(viewer)
+    qtbot.addWidget(dock)
+    dock.open_result(prediction.path)
+    assert dock.gene() == "ERBB2"
+    [(_, settings, _)] = reader.read_layers(str(prediction.path))
+    assert settings["name"] == "ERBB2 (log1p CP10K)"
+    dock.open_result(tmp_path / "b.peka.zarr")
+    assert "there is no result" in dock.error.text()
+
+
+def test_unreadable_tiles_are_shown_on_demand(viewer, qtbot, sample, tiny_model):
+    with peka.open_slide(sample) as slide:
+        prediction = peka.predict(slide, tiny_model)
+    dock = ExploreWidget(viewer)
+    qtbot.addWidget(dock)
+    dock.show()
+    data, settings, _ = map_layers.heatmap_layer(prediction, "ERBB2")
+    viewer.add_image(data, **settings)
+    assert not dock.unreadable.isVisible()
+    viewer.layers.clear()
+    prediction.read_ok[[3, 8]] = False
+    prediction.embeddings[[3, 8]] = np.nan
+    data, settings, _ = map_layers.heatmap_layer(prediction, "ERBB2")
+    heat = viewer.add_image(data, **settings)
+    assert dock.unreadable.isVisible()
+    assert "2 unreadable" in dock.unreadable.text()
+    qtbot.mouseClick(dock.unreadable, Qt.MouseButton.LeftButton, pos=dock.unreadable.rect().center() * 0.1)
+    (shown,) = [x for x in viewer.layers if map_layers.shows_unreadable(x, prediction)]
+    np.testing.assert_array_equal(np.isfinite(shown.data).sum(), 2)
+    np.testing.assert_array_equal(np.isnan(shown.data) | np.isnan(heat.data), True)
+    np.testing.assert_allclose(shown.extent.world, heat.extent.world)
+    dock.unreadable.setChecked(False)
+    assert list(viewer.layers) == [heat]
+
+
+def test_a_search_begins_at_the_best_gene(viewer, qtbot, prediction):
+    data, settings, _ = map_layers.heatmap_layer(prediction, prediction.genes[1500])
+    viewer.add_image(data, **settings)
+    dock = ExploreWidget(viewer)
+    qtbot.addWidget(dock)
+    dock.resize(340, 500)
+    dock.show()
+    qtbot.keyClicks(dock.search, "c")
+    assert dock.genes.rowCount() > 100
+    assert dock.table.rowAt(0) == 0
+    assert dock.table.height() >= 180
+
+
+def test_genes_are_ordered_by_what_they_do_on_this_map(viewer, qtbot, prediction):
+    data, settings, _ = map_layers.heatmap_layer(prediction, "ERBB2")
+    heat = viewer.add_image(data, **settings)
+    dock = ExploreWidget(viewer)
+    qtbot.addWidget(dock)
+    dock.resize(340, 500)
+    dock.show()
+    assert dock.gene() == "ERBB2"
+    table = peka.gene_table(prediction)
+    for name in ("spatial structure", "mean on this map", "share of attainable"):
+        column = MEASURES[name].column
+        dock.order.setCurrentText(name)
+        wanted = table[column].sort_values(ascending=False)
+        qtbot.waitUntil(
+            lambda wanted=wanted: dock.genes.data(dock.genes.index(0, 0)) == wanted.index[0], timeout=WAIT_MS
+        )
+        assert dock.genes.data(dock.genes.index(0, 1)) == MEASURES[name].text.format(wanted.iloc[0])
+        assert dock.genes.headerData(1, Qt.Orientation.Horizontal) == MEASURES[name].title
+        assert dock.gene() == "ERBB2"  # the one that is picked stays picked, and its map as it is
+    assert layers.gene_of(heat) == "ERBB2"
+    shown = [dock.genes.data(dock.genes.index(i, 1)) for i in (0, len(prediction.genes) - 1)]
+    assert shown[1] == "–"  # no ceiling worth a share: last, whichever way
+    dock.table.sortByColumn(1, Qt.SortOrder.AscendingOrder)
+    assert dock.genes.data(dock.genes.index(len(prediction.genes) - 1, 1)) == "–"
+    dock.search.setText("ERBB")
+    assert dock.gene() == "ERBB2"
+    dock.search.setText("KRT8")
+    assert dock.gene() is None
+    dock.search.clear()
+    assert dock.gene() == "ERBB2"
+    viewer.layers.remove(heat)
+    assert dock.genes.rowCount() == 0
+
+
+def test_a_set_of_genes_is_shown_as_a_score(viewer, qtbot, tmp_path, prediction, monkeypatch):
+    import pandas as pd
+    import tifffile
+    from qtpy.QtWidgets import QFileDialog
+
+    data, settings, _ = map_layers.heatmap_layer(prediction, "ERBB2")
+    heat = viewer.add_image(data, **settings)
+    dock = ExploreWidget(viewer)
+    qtbot.addWidget(dock)
+    dock.resize(340, 900)
+    dock.show()
+    qtbot.mouseClick(dock.set_fold.toggleButton(), Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: dock.sets.show_button.height() > 15, timeout=WAIT_MS)
+    assert "PAM50" in [dock.sets.names.itemText(i) for i in range(dock.sets.names.count())]  # some come along
+    (tmp_path / "sets.gmt").write_text("HER2\t\tERBB2\tGRB7\tSTARD3\tNOSUCHGENE\nIMMUNE\t\tCD74\tIGKC\n")
+    dock.sets.load(tmp_path / "sets.gmt")
+    assert [dock.sets.names.itemText(i) for i in range(2)] == ["HER2", "IMMUNE"]
+    assert "3 of 4 genes" in dock.sets.said.text()
+    assert "NOSUCHGENE" in dock.sets.said.text()
+    with qtbot.waitSignal(dock.sets.scored, timeout=WAIT_MS):
+        qtbot.mouseClick(dock.sets.show_button, Qt.MouseButton.LeftButton)
+    wanted = prediction.tiles.raster(peka.gene_set_score(prediction, ["ERBB2", "GRB7", "STARD3"])).data
+    np.testing.assert_allclose(heat.data, wanted, atol=1e-5)
+    assert heat.name == "HER2 (mean z)"
+    assert "standardised over this map" in dock.about.text()
+    assert dock.gene() is None
+    dock.exports.genes.setCurrentText(THIS)
+    for to, ending in (("csv", ".csv"), ("ome-tiff", ".ome.tif")):
+        out = tmp_path / f"score{ending}"
+        monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_, out=out: (str(out), ""))
+        dock.exports.format.setCurrentIndex(dock.exports.format.findData(to))
+        with qtbot.waitSignal(dock.exports.panel.succeeded, timeout=WAIT_MS):
+            dock.exports.asked.emit()
+    table = pd.read_csv(tmp_path / "score.csv")
+    assert list(table.columns)[-4:] == ["ERBB2", "GRB7", "STARD3", "score_HER2"]  # a table goes on from the set's genes
+    assert tifffile.imread(tmp_path / "score.ome.tif").ndim == 2  # an image is of what is shown
+    dock.pick("GRB7")
+    np.testing.assert_array_equal(heat.data, prediction.raster("GRB7").data)
+    qtbot.keyClicks(dock.sets.pasted, "cd74 IGKC")
+    with qtbot.waitSignal(dock.sets.scored, timeout=WAIT_MS):
+        qtbot.keyClick(dock.sets.pasted, Qt.Key.Key_Return)
+    wanted = prediction.tiles.raster(peka.gene_set_score(prediction, ["CD74", "IGKC"])).data
+    np.testing.assert_allclose(heat.data, wanted, atol=1e-5)
+    (tmp_path / "bad.gmt").write_text("nothing")
+    dock.sets.load(tmp_path / "bad.gmt")
+    assert "a set is NAME, DESCRIPTION and genes" in dock.sets.said.text()
+    viewer.layers.remove(heat)
+    assert not dock.sets.show_button.isEnabled()
+
+
+def test_regions_have_numbers_and_genes_are_ranked_by_their_difference(viewer, qtbot, prediction):
+    data, settings, _ = map_layers.heatmap_layer(prediction, "ERBB2")
+    viewer.add_image(data, **settings)
+    dock = ExploreWidget(viewer)
+    qtbot.addWidget(dock)
+    dock.resize(340, 900)
+    dock.show()
+    assert not dock.regions.rank_button.isEnabled()
+    y, _ = prediction.tiles.centre_um.mean(0)
+    (top, left), (bottom, right) = prediction.tiles.centre_um.min(0) - 99, prediction.tiles.centre_um.max(0) + 99
+    upper, lower = ([[a, left], [a, right], [b, right], [b, left]] for a, b in ((top, y), (y + 1, bottom)))
+    shapes = viewer.add_shapes(
+        [upper, lower], shape_type="polygon", features={"name": ["tumour", ""]}, name="drawn", units=layers.UM
+    )
+    qtbot.mouseClick(dock.region_fold.toggleButton(), Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: dock.regions.rank_button.height() > 15, timeout=WAIT_MS)
+    dock.regions.shapes.choose(shapes)
+    qtbot.waitUntil(lambda: dock.regions.table.rowCount() == 2, timeout=WAIT_MS)
+    cells = [[dock.regions.table.item(i, j).text() for j in range(4)] for i in range(2)]
+    assert [c[0] for c in cells] == ["tumour", "region 2"]
+    mpp = prediction.tiles.slide_mpp
+    regions = region_layers.regions_of(shapes, mpp)
+    wanted = peka.region_table(prediction, regions, ["ERBB2"])
+    assert [int(c[1]) for c in cells] == wanted["tiles"].tolist()
+    assert [c[2] for c in cells] == [f"{v:.2f}" for v in wanted["mean"]]
+    assert sum(wanted["tiles"]) >= len(prediction.tiles) - 5
+    dock.regions.second.setCurrentText("region 2")
+    with qtbot.waitSignal(dock.regions.ranked, timeout=WAIT_MS):
+        qtbot.mouseClick(dock.regions.rank_button, Qt.MouseButton.LeftButton)
+    effect = peka.compare_regions(prediction, regions["tumour"], regions["region 2"])["cohens_d"].sort_values()
+    assert dock.order.currentText() == DIFFERENCE
+    believed = effect[prediction.head.pcc[[prediction.head.index(g) for g in effect.index]] >= 0.15]
+    assert 0 < len(believed) < len(effect)
+    assert dock.genes.rowCount() == len(believed)  # a large difference of what is not predicted is none
+    assert dock.genes.data(dock.genes.index(0, 0)) == believed.index[-1]
+    assert dock.genes.data(dock.genes.index(0, 1)) == f"{believed.iloc[-1]:+.2f}"
+    qtbot.waitUntil(lambda: dock.gene() == believed.index[-1], timeout=WAIT_MS)
+    assert "tumour against region 2" in dock.regions.order.text()
+    dock.trust.setCurrentText("any")
+    assert dock.genes.rowCount() == len(effect)
+    assert dock.genes.data(dock.genes.index(0, 0)) == effect.index[-1]
+    dock.trust.setCurrentText("good")
+    assert {dock.genes.data(dock.genes.index(i, 2)) for i in range(dock.genes.rowCount())} == {"good"}
+    # a shape that is moved is looked at again
+    shapes.data = [upper]
+    qtbot.waitUntil(lambda: dock.regions.table.rowCount() == 1, timeout=WAIT_MS)
+    viewer.layers.remove(shapes)
+    assert dock.regions.table.rowCount() == 0
+    assert not dock.regions.rank_button.isEnabled()
+
+
+def test_a_map_is_exported_from_the_dock(viewer, qtbot, tmp_path, sample, tiny_model, monkeypatch):
+    import anndata
+    from qtpy.QtWidgets import QFileDialog
+
+    with peka.open_slide(sample) as slide:
+        viewer.add_image(layers.slide_layer(slide)[0], **layers.slide_layer(slide)[1])
+        prediction = peka.predict(slide, tiny_model, output=tmp_path / "s.peka.zarr")
+        dock = ExploreWidget(viewer)
+        qtbot.addWidget(dock)
+        dock.resize(340, 700)
+        dock.show()
+        assert not dock.exports.isEnabled()
+        data, settings, _ = map_layers.heatmap_layer(prediction, "KRT8")
+        viewer.add_image(data, **settings)
+        qtbot.mouseClick(dock.fold.toggleButton(), Qt.MouseButton.LeftButton)
+        qtbot.waitUntil(lambda: dock.exports.panel.run_button.height() > 15, timeout=WAIT_MS)
+        asked, chosen = [], []
+
+        def choose(*args):
+            asked.append(args[2:])
+            return str(chosen[-1]), ""
+
+        def press(name, signal):
+            chosen.append(tmp_path / name)
+            with qtbot.waitSignal(signal, timeout=WAIT_MS):
+                qtbot.mouseClick(dock.exports.panel.run_button, Qt.MouseButton.LeftButton)
+
+        monkeypatch.setattr(QFileDialog, "getSaveFileName", choose)
+        dock.search.setText("c")
+        dock.exports.genes.setCurrentText(LISTED)
+        press("mine", dock.exports.panel.succeeded)
+        assert asked[0][0].endswith("cmu_small_region.h5ad")
+        adata = anndata.read_h5ad(tmp_path / "mine.h5ad")  # the ending comes by itself
+        assert set(adata.var_names) == {"COL1A1", "CD3E"}
+        assert "images" in adata.uns["spatial"]["cmu_small_region"]  # the slide is open, so it is shown
+        assert "mine.h5ad" in dock.exports.panel.status.text()
+        dock.search.clear()
+        dock.exports.format.setCurrentIndex(dock.exports.format.findData("png"))
+        dock.exports.genes.setCurrentText(THIS)
+        press("figure.png", dock.exports.panel.succeeded)
+        assert (tmp_path / "figure.png").stat().st_size > 10_000
+        dock.exports.format.setCurrentIndex(dock.exports.format.findData("spatialdata"))
+        (tmp_path / "thesis.zarr").mkdir()
+        press("thesis.zarr", dock.exports.panel.failed)
+        assert "is not replaced" in dock.exports.panel.error.text()
+
+
+def test_maps_of_two_slides_are_told_apart(viewer, qtbot, tiny_model, sample, tissue_tiff):
+    dock = ExploreWidget(viewer)
+    qtbot.addWidget(dock)
+    for path in (sample, tissue_tiff):
+        with peka.open_slide(path) as slide:
+            data, settings, _ = map_layers.heatmap_layer(peka.predict(slide, tiny_model), "ERBB2")
+            viewer.add_image(data, **settings)
+    texts = [dock.map.itemText(i) for i in range(dock.map.count())]
+    assert len(texts) == 2
+    assert "cmu_small_region" in texts[0]
+    assert "tissue" in texts[1]

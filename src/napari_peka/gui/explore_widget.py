@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from qtpy.compat import isalive
-from qtpy.QtCore import QModelIndex, Qt, QTimer
-from qtpy.QtWidgets import (
-    QCheckBox,
-    QComboBox,
-    QFileDialog,
-    QFormLayout,
-    QLineEdit,
-    QPushButton,
-    QSlider,
-    QTableView,
-)
+from qtpy.QtCore import QSignalBlocker, Qt, QTimer
+from qtpy.QtWidgets import QCheckBox, QFileDialog, QFormLayout, QPushButton, QSlider
 
 from napari_peka.core.errors import PekaError
 from napari_peka.gui import layers, map_layers, region_layers
 from napari_peka.gui.aside import Aside
-from napari_peka.gui.choosers import LayerChooser, Text, fold, notice, scrolled, slim, with_button
+from napari_peka.gui.choosers import LayerChooser, Text, fold, notice, scrolled, with_button
 from napari_peka.gui.compare_panel import ComparePanel
 from napari_peka.gui.compare_view import show_beside, show_blend, show_single
 from napari_peka.gui.dock import Dock
 from napari_peka.gui.export_panel import ExportPanel
-from napari_peka.gui.gene_model import DIFFERENCE, GENE, MEASURES, PCC, VALUE, GeneModel, gene_view
+from napari_peka.gui.gene_panel import GenePanel
 from napari_peka.gui.here import Here
 from napari_peka.gui.look import Look
 from napari_peka.gui.look_panel import LookPanel
@@ -47,9 +36,6 @@ _WORDS = (
     "log1p CP10K: the logarithm of a gene's counts among 10,000 counts of its place. PCC: how well predicted and "
     "measured values went together on data that the model had not seen; 0 is not at all, 1 is wholly"
 )
-WEAK = "weak or better"
-#: least held-out correlation of the genes that are listed
-LEAST_TRUST = {"any": -np.inf, WEAK: 0.15, "fair or better": 0.3, "good": 0.5}
 #: ms after which the numbers of a map that still grows are taken again
 AGAIN_MS = 5000
 
@@ -69,7 +55,6 @@ class ExploreWidget(Dock):
         self.session = session_of(napari_viewer)
         self._head: Any = None
         self._told: Any = None
-        self._reordered = False
         self._settle = QTimer(self)
         self._settle.setSingleShot(True)
         self._settle.setInterval(SETTLE_MS)
@@ -88,19 +73,10 @@ class ExploreWidget(Dock):
         self.map.setToolTip("A predicted map")
         self.open_button = QPushButton("Open…")
         self.open_button.setToolTip("Open a result, a folder named *.peka.zarr")
-        self.search = QLineEdit()
-        self.search.setPlaceholderText("search a gene")
-        self.search.setToolTip("Part of a symbol, an Ensembl id, another name (HER2, Ki-67), or the name of a gene set")
-        self.search.setClearButtonEnabled(True)
-        self.order = slim(QComboBox())
-        self.order.addItems(list(MEASURES))
-        self.order.setToolTip("What the table shows of each gene, and orders by")
-        self.trust = slim(QComboBox())
-        for text, least in LEAST_TRUST.items():
-            self.trust.addItem(text, least)
-        self.trust.setToolTip("Genes with less than this held-out correlation are not listed")
-        self.genes = GeneModel()
-        self.table = gene_view(self.genes)
+        self.list = GenePanel()
+        self.list.form.insertRow(0, "Map", with_button(self.map, self.open_button))
+        self.search, self.order, self.trust = self.list.search, self.list.order, self.list.trust
+        self.genes, self.table = self.list.genes, self.list.table
         self.about = Text()
         self.about.setToolTip(_WORDS)
         self.here = Here(self.viewer)
@@ -121,11 +97,9 @@ class ExploreWidget(Dock):
         self._lay_out()
         self.map.changed.connect(self._map_changed)
         self.open_button.clicked.connect(self._browse)
-        self.order.currentTextChanged.connect(self._order_changed)
-        self.trust.currentIndexChanged.connect(self._trust_changed)
-        self.search.textChanged.connect(self._search)
-        self.search.returnPressed.connect(self._first)
-        self.table.selectionModel().currentRowChanged.connect(self._row_changed)
+        self.list.picked.connect(self._settle.start)
+        self.list.reordered.connect(self._ask_numbers)
+        self.list.failed.connect(self._fail)
         self._settle.timeout.connect(self._show_gene)
         self.opacity.valueChanged.connect(self._set_opacity)
         self.bar.toggled.connect(self._set_bar)
@@ -142,18 +116,12 @@ class ExploreWidget(Dock):
         self.viewer.layers.events.removed.connect(self._layer_removed)
 
     def _lay_out(self) -> None:
-        top = QFormLayout()
-        top.addRow("Map", with_button(self.map, self.open_button))
-        top.addRow("Order by", self.order)
-        top.addRow("Trust", self.trust)
         low = QFormLayout()
         low.addRow("Opacity", self.opacity)
         low.addRow("", self.bar)
         low.addRow("", self.unreadable)
         column = scrolled(self)
-        column.addLayout(top)
-        column.addWidget(self.search)
-        column.addWidget(self.table, 1)
+        column.addWidget(self.list, 1)
         column.addWidget(self.about)
         column.addWidget(self.here)
         column.addWidget(self.error)
@@ -189,46 +157,36 @@ class ExploreWidget(Dock):
         bad = 0 if prediction is None else prediction.n_unreadable
         self.unreadable.setVisible(bad > 0)
         self.unreadable.setText(f"show {bad} unreadable tiles")
-        self._quietly(self.unreadable, any(map_layers.shows_unreadable(x, prediction) for x in self.viewer.layers))
+        with QSignalBlocker(self.unreadable):
+            self.unreadable.setChecked(any(map_layers.shows_unreadable(x, prediction) for x in self.viewer.layers))
         if prediction is None:
             self._head = self._told = None
             self.regions.show_gene(None, None)
             self.sets.of(None)
             self._numbers.forget()
-            self.genes.show(None)
+            self.list.show_head(None)
             self.here.follow(None)
             self.about.setText("Predict a map or open a result to begin.")
             return
         if self._told is not prediction:
             self._told, self._head = prediction, prediction.head
-            self.genes.show(prediction.head)
+            self.list.show_head(prediction.head)
             self.sets.of(prediction)
             self.compare.know(list(prediction.genes))
             self._ask_numbers()
         layer.events.contrast_limits.connect(self._colours_changed)  # a second connection is the first one
-        self._quietly(self.opacity, round(layer.opacity * 100))
+        with QSignalBlocker(self.opacity):
+            self.opacity.setValue(round(layer.opacity * 100))
         self.look.show_look(map_layers.look_of(layer), prediction.unit)
         self.here.follow(layer)
         map_layers.show_colour_bar(layer)
         self.bar.setChecked(True)
         self._select(layers.gene_of(layer) or prediction.genes[0])
 
-    def _order_changed(self, name: str) -> None:
-        with self._keeping():
-            self.genes.measure(name)
-            self.table.sortByColumn(VALUE, Qt.SortOrder.DescendingOrder)
-        self.table.scrollToTop()
-        self._reordered = True
-        self._ask_numbers()
-
-    def _trust_changed(self, *_: object) -> None:
-        with self._keeping():
-            self.genes.trust(self.trust.currentData())
-
     def _ask_numbers(self) -> None:
         """Have the map's numbers taken, where some are shown; again after a while if the map still grows."""
         prediction = layers.prediction_of(self.map.layer())
-        if prediction is None or self.order.currentText() in (PCC, DIFFERENCE):
+        if prediction is None or not self.list.needs_numbers:
             return
         known = np.isfinite(prediction.embeddings[:, 0])
         if known.any():
@@ -239,31 +197,8 @@ class ExploreWidget(Dock):
     def _tell(self, found: Any) -> None:
         prediction, table = found
         if prediction is layers.prediction_of(self.map.layer()):
-            with self._keeping():
-                self.genes.tell(table)
-            if self._reordered:  # who asks for another order looks for what comes first
-                self.table.scrollToTop()
-            self._reordered = False
-
-    @contextmanager
-    def _keeping(self) -> Iterator[None]:
-        """Keep the gene that is picked, wherever its row goes: its map does not change."""
-        gene = self.gene() or layers.gene_of(self.map.layer())
-        selection = self.table.selectionModel()
-        selection.blockSignals(True)
-        yield
-        if gene is not None and self._head is not None:
-            self._point_at(gene)
-        selection.blockSignals(False)
-        self.table.viewport().update()
-
-    def _quietly(self, widget: QSlider | QCheckBox, value: int | bool) -> None:
-        widget.blockSignals(True)
-        if isinstance(widget, QSlider):
-            widget.setValue(int(value))
-        else:
-            widget.setChecked(bool(value))
-        widget.blockSignals(False)
+            self.list.keep(layers.gene_of(self.map.layer()))
+            self.list.tell(table)
 
     def _browse(self) -> None:
         chosen = QFileDialog.getExistingDirectory(self, "Open a result (*.peka.zarr)")
@@ -289,11 +224,7 @@ class ExploreWidget(Dock):
 
     def gene(self) -> str | None:
         """Return the gene of the current row, or None."""
-        index = self.table.currentIndex()
-        if not index.isValid() or self._head is None:
-            return None
-        at = self.genes.gene_at(index.row())
-        return None if at is None else str(self._head.genes[at])
+        return self.list.gene()
 
     def pick(self, gene: str) -> None:
         """Show a gene, as if its row had been picked; an unknown one is said in the error line."""
@@ -308,36 +239,9 @@ class ExploreWidget(Dock):
             self._fail(e)
 
     def _select(self, gene: str) -> None:
-        self._point_at(gene)
+        self.list.keep(layers.gene_of(self.map.layer()))
+        self.list.point_at(gene)
         self._describe(self._head.index(gene))
-
-    def _point_at(self, gene: str) -> None:
-        row = self.genes.row_of(self._head.index(gene))
-        if row is not None:
-            index = self.genes.index(row, GENE)
-            self.table.setCurrentIndex(index)
-            self.table.scrollTo(index, QTableView.ScrollHint.PositionAtCenter)
-
-    def _search(self, text: str) -> None:
-        self._fail(None)
-        with self._keeping():
-            self.genes.search(text)
-        if text:
-            self.table.scrollToTop()
-        else:  # back among all genes, the one that is shown is looked for
-            self.table.scrollTo(self.table.currentIndex(), QTableView.ScrollHint.PositionAtCenter)
-        if not self.genes.rowCount() and self._head is not None:
-            try:
-                self._head.index(text)
-            except PekaError as e:
-                self._fail(e)
-
-    def _row_changed(self, *_: object) -> None:
-        self._settle.start()
-
-    def _first(self) -> None:
-        if self.genes.rowCount():
-            self.table.setCurrentIndex(self.genes.index(0, GENE))
 
     def _show_gene(self) -> None:
         layer, gene = self.map.layer(), self.gene()
@@ -349,6 +253,7 @@ class ExploreWidget(Dock):
                 map_layers.update_heatmap(layer, prediction, gene)
             except Exception as e:  # noqa: BLE001 - a person gets a sentence, never a traceback
                 self._fail(e)
+        self.list.keep(gene)
         show_single(self.viewer, layer)
         self._describe(prediction.head.index(gene))
         self.here.read()
@@ -388,11 +293,7 @@ class ExploreWidget(Dock):
 
     def _ranked(self, table: Any, words: str) -> None:
         if self._head is not None and len(table) == len(self._head.genes):
-            self.genes.tell(table.loc[list(self._head.genes)])
-            if self.trust.currentData() < LEAST_TRUST[WEAK]:  # a large difference of what is not predicted is none
-                self.trust.setCurrentText(WEAK)
-            self.order.setCurrentText(DIFFERENCE)
-            self._first()
+            self.list.rank(table.loc[list(self._head.genes)])
 
     def _scored(self, prediction: Any, name: str, values: Any, genes: Any) -> None:
         layer = self.map.layer()
@@ -400,8 +301,8 @@ class ExploreWidget(Dock):
         if shown is not None and shown is prediction:
             map_layers.show_score(layer, shown, name, genes, values)
             self.regions.show_gene(shown, None)  # its numbers are of genes
-            self.table.clearSelection()
-            self.table.setCurrentIndex(QModelIndex())
+            self.list.keep(None)
+            self.list.point_at_none()
             self.about.setText(
                 f"<b>{name}</b><br>mean of the genes' values, each standardised over this map; {self.sets.said.text()}"
             )

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from qtpy.compat import isalive
+from qtpy.QtCore import QSignalBlocker
 from qtpy.QtWidgets import QCheckBox, QDoubleSpinBox, QFormLayout, QWidget
 
 from napari_peka.core.errors import PekaError
@@ -60,7 +61,8 @@ class TissuePanel(QWidget):
         self._layer = layer
         self.setEnabled(layers.slide_of(layer) is not None)
         self.said.setText("")
-        self._quietly(self.threshold, layers.tissue_threshold_of(layer) or 0.0)
+        with QSignalBlocker(self.threshold):
+            self.threshold.setValue(layers.tissue_threshold_of(layer) or 0.0)
         self._layer_removed()
 
     def _toggled(self, on: bool) -> None:
@@ -109,18 +111,11 @@ class TissuePanel(QWidget):
 
     def _layer_removed(self, event: Any = None) -> None:
         if isalive(self):
-            self._quietly(self.shown, self._overlay() is not None)
+            with QSignalBlocker(self.shown):
+                self.shown.setChecked(self._overlay() is not None)
 
     def _fail(self, error: PekaError) -> None:
         self.said.setText(sentence(error))
-
-    def _quietly(self, widget: QCheckBox | QDoubleSpinBox, value: float | bool) -> None:
-        widget.blockSignals(True)
-        if isinstance(widget, QCheckBox):
-            widget.setChecked(bool(value))
-        else:
-            widget.setValue(float(value))
-        widget.blockSignals(False)
 
 
 def _with_tissue(slide: Any, threshold: float | None) -> tuple[Any, Any]:

@@ -182,5 +182,5 @@ def _targets(
     each: dict[str, tuple[tuple[str, ...], dict[str, Sequence[str]]]] = {gene: ((gene,), {}) for gene in genes}
     each |= {name: ((), {name: of}) for name, of in sets.items()}
     if is_file and len(each) == 1:
-        return [(output, *each.values())]
+        return [(output, next(iter(each.values())))]
     return [(folder / f"{stem}.{file_name(name)}{ending}", part) for name, part in each.items()]

@@ -219,9 +219,9 @@ def seconds_needed(there: Standing, reading: float, computing: float, forward: F
 
 def _measure(slide: Slide, table: TileTable, forward: Forward, tiles: int, progress: Progress) -> tuple[float, float]:
     """Return the seconds that a tile takes to be read and to be computed."""
-    progress.stage("reading a few tiles")
     blocks = table.blocks()
     some = [blocks[i] for i in coarse_to_fine(blocks)[:BLOCKS]]
+    progress.stage("reading a few tiles", sum(map(len, some)))
     images, seconds = [], 0.0
     for block in some:
         began = perf_counter()
@@ -234,7 +234,7 @@ def _measure(slide: Slide, table: TileTable, forward: Forward, tiles: int, progr
         return reading, 0.0
     progress.stage("loading the model")
     _ = forward.module
-    progress.stage("computing a few tiles")
+    progress.stage("computing a few tiles", tiles)
     forward.brake.asked = lambda: getattr(progress, "cancelled", False) is True
     try:
         return reading, _computing(cycle(images), forward, tiles, progress)
@@ -248,14 +248,13 @@ def _computing(images: Iterator[npt.NDArray[np.uint8]], forward: Forward, tiles:
     _pass(images, forward, size)  # the very first allocates, and says nothing of those that follow
     while True:
         took, n = _pass(images, forward, size)
-        progress.advance(n)
         if n >= min(forward.batch_size, tiles) or n < size or took > ENOUGH_S / 2:
             break
         size *= 2
     while done < tiles and spent < ENOUGH_S:
         took, n = _pass(images, forward, size)
+        progress.advance(min(n, tiles - done))
         done, spent = done + n, spent + took
-        progress.advance(n)
     return spent / done
 
 
