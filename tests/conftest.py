@@ -86,6 +86,12 @@ def _own_preferences(request, monkeypatch):
         monkeypatch.setattr(preferences, "_page", lambda: None)
 
 
+@pytest.fixture
+def brief(monkeypatch):
+    """Let an estimate time tiles for a moment only."""
+    monkeypatch.setattr("napari_peka.workflows.estimate.ENOUGH_S", 0.1)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real slides and sections, which a clone alone does not have."""

@@ -292,7 +292,7 @@ def test_a_folder_named_by_dots_takes_its_own_name(tmp_path, monkeypatch):
     assert many.stem(Path("..")) == "case"
 
 
-def test_a_dry_run_says_what_predicting_takes_and_writes_nothing(predict, run, bundle_folder, tmp_path):
+def test_a_dry_run_says_what_predicting_takes_and_writes_nothing(predict, run, brief, tmp_path):
     slides = small_slide(tmp_path / "a.tif"), small_slide(tmp_path / "b.tif")
     (tmp_path / "c.svs").write_text("no slide")
     entries, err = predict(*slides, tmp_path / "c.svs", "--dry-run", code=2)

@@ -15,6 +15,7 @@ from napari_peka.infer import engine
 from napari_peka.workflows.standing import read_what_is_there, standing
 
 CPU = peka.PredictConfig(device="cpu", precision="fp32")
+pytestmark = pytest.mark.usefixtures("brief")
 
 
 @pytest.fixture

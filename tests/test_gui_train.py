@@ -189,7 +189,7 @@ def test_stop_and_keep_best_cancel_and_resume(dock, qtbot, manifest):
     assert dock.again_button.isVisible()
 
 
-@pytest.mark.parametrize("way", ["dock", "viewer"])
+@pytest.mark.parametrize("way", [pytest.param("dock", marks=pytest.mark.slow), "viewer"])
 def test_closing_in_the_middle_leaves_nothing(viewer, qtbot, manifest, tmp_path, way):
     dock = TrainWidget(viewer)
     viewer.window.add_dock_widget(dock, name="Train on paired sections")
