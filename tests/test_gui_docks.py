@@ -182,7 +182,7 @@ def test_docks_work_on_one_slide(viewer, qtbot, sample, tissue_tiff, tmp_path):
     wait_for(qtbot, lambda: "does not say how large a pixel is" in predict.about.text())
     slide.mpp.setValue(0.5)
     slide.set_button.click()
-    assert "0.500 µm/px (given)" in predict.about.text()
+    assert "0.500 µm/px (given by you)" in predict.about.text()
     assert not predict.form.isRowVisible(predict.mpp)
 
 

@@ -23,7 +23,7 @@ if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get(
 from qtpy.QtCore import QMimeData, QPointF, Qt, QUrl
 from qtpy.QtGui import QDropEvent
 
-from napari_peka.core.progress import JobProgress
+from napari_peka.core.progress import JobProgress, rate_in_words
 from napari_peka.gui import layers, reader, recent
 from napari_peka.gui.explore_widget import ExploreWidget
 from napari_peka.gui.places import default_folder
@@ -97,7 +97,7 @@ def test_predict_cancel_resume_explore(viewer, predict, slowly, qtbot, tmp_path)
     viewer.window.add_dock_widget(explore, name="Explore expression")
     assert not explore.table.isEnabled()
     assert predict.form.isRowVisible(predict.mpp) is False
-    assert "0.499 µm/px" in predict.about.text()
+    assert "0.499 µm/px (from the file: " in predict.about.text()
 
     press(qtbot, predict)
     wait_for(qtbot, lambda: shown(predict) is not None and np.isfinite(predict.growing.layer.data).any())
@@ -460,6 +460,14 @@ def test_how_many_tiles_and_how_long(viewer, predict, qtbot, sample, tiny_model)
     assert planned(qtbot, predict) == f"{fine:,} tiles of 64 µm, 32 µm apart"
     assert predict.plan.time.text().startswith("about"), "what was timed counts for more tiles as well"
     assert not (predict.output.folder()).exists(), "nothing was written"
+    press(qtbot, predict)
+    wait_for(qtbot, lambda: predict.panel.status.text().startswith("done"))
+    run = layers.prediction_of(the_map(viewer)).record["run"]
+    predict.detail.setCurrentIndex(predict.detail.findData(1))
+    predict.output.edit.setText(str(predict.output.folder() / "other"))
+    assert planned(qtbot, predict) == f"{n:,} tiles of 64 µm"
+    assert "tiles/s of the last run" in predict.plan.time.text(), "what was done counts more than what was estimated"
+    assert rate_in_words(run["tiles"] / run["seconds"]) in predict.plan.time.text()
 
 
 def test_timing_can_be_stopped(viewer, predict, slowly, qtbot):

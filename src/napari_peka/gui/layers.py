@@ -18,7 +18,7 @@ from napari_peka.core.raster import Raster
 
 if TYPE_CHECKING:
     from napari_peka.infer.tissue import Tissue
-    from napari_peka.io.slide import Slide
+    from napari_peka.io.slide import Resolution, Slide
     from napari_peka.io.store import Prediction
 
 LayerTuple = tuple[Any, dict[str, Any], str]
@@ -104,6 +104,12 @@ def small_images(slide: Slide) -> list[str]:
     return [name for name in slide.associated if name.lower() != "thumbnail"]
 
 
+def who_says(resolution: Resolution) -> str:
+    """Return where µm per pixel are from, for a person's eyes."""
+    own = {"given": "given by you", "spot pitch": "from the distance of the spots"}
+    return own.get(resolution.source, f"from the file: {resolution.source}")
+
+
 def slide_words(slide: Slide) -> str:
     """Return what a slide is: size, resolution and who says it, maker, levels; and what a person should know."""
     y, x = slide.shape
@@ -111,7 +117,7 @@ def slide_words(slide: Slide) -> str:
     size = f"{x:,} × {y:,} px"
     if mpp is not None:
         mm = [f"{n * m / 1000:.1f}" for n, m in zip((x, y), mpp.mpp[::-1])]
-        size += f", {mm[0]} × {mm[1]} mm<br>{np.mean(mpp.mpp):.4g} µm/px ({mpp.source})"
+        size += f", {mm[0]} × {mm[1]} mm<br>{np.mean(mpp.mpp):.4g} µm/px ({who_says(mpp)})"
     else:
         size += "<br>it does not say how large a pixel is"
     n = len(slide.level_shapes)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QHBoxLayout, QPushButton, QVBoxLayout, QWidget
 
-from napari_peka.core.progress import human_time
+from napari_peka.core.progress import human_time, rate_in_words
 from napari_peka.gui import predict_job
 from napari_peka.gui.aside import Aside
 from napari_peka.gui.choosers import Snug
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: ms without a change after which the tiles are laid out
 CALM_MS = 400
+#: tiles of a run below which loading and planning are most of its time
+ENOUGH_TILES = 32
 _DIFFERS = {
     "slide": "another slide", "model": "another model", "mpp": "other µm per pixel",
     "tile size": "tiles of another size or distance", "region or tissue": "another region or tissue",
@@ -64,6 +66,7 @@ class PlanPanel(QWidget):
         self._wish: Wish | None = None
         self._plan: Plan | None = None
         self._timed: tuple[tuple[str, str, str], Estimate] | None = None
+        self._rate: tuple[tuple[str, str, str], float] | None = None  # of the last run; it counts more than an estimate
         self._planning, self._reading = Aside(self), Aside(self)
         self._calm = QTimer(self)
         self._calm.setSingleShot(True)
@@ -137,6 +140,11 @@ class PlanPanel(QWidget):
         self.time_button.setText("Stop")
         self.timing.start(partial(predict_job.measure, wish, self._memory))
 
+    def learn(self, speed_key: tuple[str, str, str], tiles: int, seconds: float) -> None:
+        """Take a finished run for the measure of those that follow, unless it was too short to tell."""
+        if tiles >= ENOUGH_TILES and seconds > 0:
+            self._rate = speed_key, tiles / seconds
+
     def show_result(self, wish: Wish) -> None:
         """Read what is there."""
         self._reading.ask(partial(predict_job.read, wish, self._memory))
@@ -179,7 +187,7 @@ class PlanPanel(QWidget):
 
     def _measured(self, estimate: Estimate) -> None:
         if self._wish is not None:
-            self._timed = self._wish.speed_key, estimate
+            self._timed, self._rate = (self._wish.speed_key, estimate), None
         self._told()
         self.measured.emit(estimate)
 
@@ -190,13 +198,24 @@ class PlanPanel(QWidget):
         """Say how long the wish takes, from what was timed of such tiles."""
         self._idle()
         timed, wish = self._timed, self._wish
+        if (rate := self._known_rate()) and self._plan is not None:
+            left = self._plan.there.left
+            long = f"about {human_time(left / rate)}, at the {rate_in_words(rate)} tiles/s of the last run"
+            self.time.setText(long if left else "")
+            return
         if timed is None or wish is None or timed[0] != wish.speed_key:
             self.time.setText("")
             return
         self.time.setText((timed[1] if self._plan is None else of_plan(timed[1], self._plan)).text)
 
+    def _known_rate(self) -> float:
+        known = self._rate is not None and self._wish is not None and self._rate[0] == self._wish.speed_key
+        return self._rate[1] if known and self._rate is not None else 0.0
+
     def whole_slide(self) -> str:
         """Return how long a whole slide takes, as far as it was timed; else empty."""
+        if (rate := self._known_rate()) and self._plan is not None:
+            return human_time(self._plan.whole / rate)
         if self._timed is None or self._plan is None or self._wish is None or self._timed[0] != self._wish.speed_key:
             return ""
         estimate = self._timed[1]

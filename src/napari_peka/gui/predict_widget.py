@@ -61,6 +61,7 @@ class PredictWidget(Dock):
         self.memory = Memory()
         #: the map in work, or the last one
         self.growing: GrowingMap | None = None
+        self._speed_key = ("", "", "")
         self._drawn: Any = None
         self._seen: Any = None
         self._opening = Opener(napari_viewer, self)
@@ -185,7 +186,7 @@ class PredictWidget(Dock):
         if slide is not None and slide.resolution is not None:
             y, x = slide.shape
             mpp = slide.resolution.mpp
-            self.about.setText(f"{x:,} × {y:,} px at {mpp[1]:.3f} µm/px ({slide.resolution.source})")
+            self.about.setText(f"{x:,} × {y:,} px at {mpp[1]:.3f} µm/px ({layers.who_says(slide.resolution)})")
         elif slide is not None:
             self.about.setText(f"{slide.path.name} does not say how large a pixel is; {ASK_MPP}")
         else:
@@ -324,6 +325,7 @@ class PredictWidget(Dock):
         self.plan.leave()
         self.plan.clear("")  # it speaks of what was there before
         assert wish.output is not None
+        self._speed_key = wish.speed_key
         growing = self.growing = GrowingMap(self.viewer, self.slide.layer(), wish.output, self.region.layer())
         self.panel.start(
             partial(
@@ -344,6 +346,7 @@ class PredictWidget(Dock):
     def _succeeded(self, prediction: Any) -> None:
         self._ended()
         done = prediction.record["run"]
+        self.plan.learn(self._speed_key, done["tiles"] - done["resumed_tiles"], done["seconds"])
         lines = [run_summary(done["tiles"], done["seconds"], done["resumed_tiles"])]
         if bad := prediction.n_unreadable:
             lines.append(f"{bad} tiles could not be decoded; they are empty in the map")

@@ -38,11 +38,11 @@ class TissuePanel(QWidget):
         self.threshold = QDoubleSpinBox()
         self.threshold.setRange(0.0, MOST)
         self.threshold.setDecimals(1)
-        self.threshold.setSpecialValueText("by itself")
+        self.threshold.setSpecialValueText("automatic")
         self.threshold.setKeyboardTracking(False)
         self.threshold.setToolTip(
             "How far a colour must be from the glass (Lab distance) to be tissue: higher finds less. Kept with the "
-            "slide, and Predict takes it too; 0: found by itself"
+            "slide, and Predict takes it too; 0: automatic"
         )
         self.said = Text()
         form = QFormLayout(self)

@@ -234,7 +234,7 @@ def _measure(slide: Slide, table: TileTable, forward: Forward, tiles: int, progr
         return reading, 0.0
     progress.stage("loading the model")
     _ = forward.module
-    progress.stage("computing a few tiles", tiles)
+    progress.stage("computing a few tiles", 2 * tiles)  # as many again to warm up, at most
     forward.brake.asked = lambda: getattr(progress, "cancelled", False) is True
     try:
         return reading, _computing(cycle(images), forward, tiles, progress)
@@ -248,6 +248,7 @@ def _computing(images: Iterator[npt.NDArray[np.uint8]], forward: Forward, tiles:
     _pass(images, forward, size)  # the very first allocates, and says nothing of those that follow
     while True:
         took, n = _pass(images, forward, size)
+        progress.advance(n)
         if n >= min(forward.batch_size, tiles) or n < size or took > ENOUGH_S / 2:
             break
         size *= 2
