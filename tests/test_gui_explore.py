@@ -18,12 +18,13 @@ from qtpy.QtCore import Qt
 import napari_peka as peka
 from napari_peka.core.blend import PALETTES, blend
 from napari_peka.gui import layers, map_layers, reader, region_layers
-from napari_peka.gui.explore_widget import ExploreWidget
+from napari_peka.gui.explore_widget import SETTLE_MS, ExploreWidget
 from napari_peka.gui.export_panel import LISTED, THIS
 from napari_peka.gui.gene_model import DIFFERENCE, MEASURES
 from napari_peka.gui.here import NOWHERE, ordinal, reading
 from napari_peka.gui.look import COLORMAPS, Look, colours
 from napari_peka.gui.session import session_of
+from napari_peka.gui.session_file import read_session, save_session, show_session
 from napari_peka.io.figure import contrast_limits
 
 WAIT_MS = 60_000
@@ -228,6 +229,81 @@ def test_a_gene_is_found_by_its_other_names_and_by_its_set(dock, prediction, qtb
                                "PDCD1LG2 PSMB10 STAT1 TIGIT".split())  # fmt: skip
     dock.pick("HER2")
     assert dock.gene() == "ERBB2"
+
+
+def test_the_gene_that_is_meant_comes_first(dock, prediction, qtbot):
+    qtbot.keyClicks(dock.search, "p53")
+    assert dock.genes.listed()[0] == "TP53"  # TP53I13 is better predicted
+    qtbot.keyClick(dock.search, Qt.Key.Key_Return)
+    qtbot.waitUntil(lambda: layers.gene_of(dock.map.layer()) == "TP53", timeout=WAIT_MS)
+    dock.search.setText("CD74")
+    assert dock.genes.listed()[0] == "CD74"
+    dock.search.setText("KRT")
+    begin = [g.startswith("KRT") for g in dock.genes.listed()]
+    assert begin == sorted(begin, reverse=True)
+    pcc = prediction.head.pcc[[prediction.head.index(g) for g in dock.genes.listed()[: sum(begin)]]]
+    assert (np.diff(pcc) <= 0).all(), "among equals the best predicted first"
+
+
+def test_why_nothing_is_found(dock, qtbot):
+    def said() -> str:
+        return dock.list.said.text() if dock.list.said.isVisible() else ""
+
+    dock.search.setText("TP53")
+    assert said() == ""
+    dock.trust.setCurrentText("fair or better")
+    assert said().startswith("not “fair or better”: TP53")
+    assert said().endswith("choose “any” at Trust to see that all the same")
+    dock.trust.setCurrentText("any")
+    assert said() == ""
+    dock.search.setText("PD-L1")
+    assert said() == "PD-L1 is CD274, which this model does not predict"
+    dock.search.setText("ER")
+    assert said().startswith("ER is ESR1")
+    dock.search.setText("ENSG00000141736")
+    assert "by their symbols" in said()
+    dock.search.setText("xyzzy")
+    assert "xyzzy" in said()
+    dock.search.clear()
+    assert said() == ""
+
+
+@pytest.mark.parametrize("first", ["session", "dock"])
+def test_a_score_comes_back_with_a_session(make_napari_viewer, prediction, qtbot, tmp_path, first):
+    """Docks that are open, or opened later, leave it as it was; nobody picked a gene."""
+
+    def explore(viewer):
+        dock = ExploreWidget(viewer)
+        qtbot.addWidget(dock)
+        dock.show()
+        return dock
+
+    viewer = make_napari_viewer()
+    data, settings, _ = map_layers.heatmap_layer(prediction, "ERBB2")
+    layer = viewer.add_image(data, **settings)
+    dock = explore(viewer)
+    dock.pick("KRT8")
+    viewer.cursor.position = prediction.tiles.centre_um[40]
+    dock.sets.pasted.setText("CD74, HLA-DRA NOSUCH")
+    with qtbot.waitSignal(dock.sets.scored, timeout=WAIT_MS):
+        dock.sets.show_score()
+    assert "mean z" in dock.here.text(), "what is read under the mouse is what is shown"
+    save_session(session_of(viewer), tmp_path / "s.peka.json")
+
+    again = make_napari_viewer()
+    later = explore(again) if first == "dock" else None
+    show_session(session_of(again), read_session(tmp_path / "s.peka.json"))
+    later = later or explore(again)
+    qtbot.wait(4 * SETTLE_MS)
+    (back,) = [x for x in again.layers if layers.prediction_of(x) is not None]
+    assert back.name == layer.name == "pasted genes (mean z)"
+    np.testing.assert_allclose(back.data, layer.data)
+    assert later.gene() is None
+    assert "pasted genes" in later.about.text()
+    later.search.setText("KRT")  # and stays when one only looks around
+    later.search.clear()
+    qtbot.wait(4 * SETTLE_MS)
+    assert back.name == layer.name
 
 
 def test_regions_as_boxes_with_an_effect(dock, viewer, prediction, qtbot):

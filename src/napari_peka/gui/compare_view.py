@@ -80,6 +80,8 @@ def show_beside(viewer: Any, layer: Any, genes: Sequence[str]) -> str:
         viewer.layers.remove(old)
     if prediction is None or not genes:
         return ""
+    for blend in [x for x in viewer.layers if map_layers.is_blend_of(x, prediction)]:
+        viewer.layers.remove(blend)  # it would have a view too
     look = map_layers.look_of(layer)
     shown = layers.gene_of(layer)  # it has a view already
     others = [g for g in genes if prediction.genes[prediction.head.index(g)] != shown]

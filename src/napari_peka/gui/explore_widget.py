@@ -27,7 +27,7 @@ from napari_peka.gui.region_panel import RegionPanel
 from napari_peka.gui.run_panel import sentence
 from napari_peka.gui.session import session_of
 from napari_peka.gui.set_panel import SetPanel
-from napari_peka.io.figure import trust_text
+from napari_peka.io.figure import set_trust_text, trust_text
 from napari_peka.io.statistics import gene_table
 
 #: ms to wait for the next key before a gene is computed: held arrow keys move the row, not the map
@@ -99,7 +99,6 @@ class ExploreWidget(Dock):
         self.open_button.clicked.connect(self._browse)
         self.list.picked.connect(self._settle.start)
         self.list.reordered.connect(self._ask_numbers)
-        self.list.failed.connect(self._fail)
         self._settle.timeout.connect(self._show_gene)
         self.opacity.valueChanged.connect(self._set_opacity)
         self.bar.toggled.connect(self._set_bar)
@@ -181,7 +180,10 @@ class ExploreWidget(Dock):
         self.here.follow(layer)
         map_layers.show_colour_bar(layer)
         self.bar.setChecked(True)
-        self._select(layers.gene_of(layer) or prediction.genes[0])
+        if map_layers.set_of(layer) is not None:
+            self._describe_set(layer)
+        else:
+            self._select(layers.gene_of(layer) or prediction.genes[0])
 
     def _ask_numbers(self) -> None:
         """Have the map's numbers taken, where some are shown; again after a while if the map still grows."""
@@ -275,10 +277,11 @@ class ExploreWidget(Dock):
         gene_id = f" · {head.gene_ids[row]}" if head.gene_ids and head.gene_ids[row] else ""
         low, high = map_layers.colours_of(self.map.layer())
         unit, trust = layers.unit_of(self.map.layer()), trust_text(self.genes.pcc(row))
+        below = "; below 0 is none at all: the model's numbers go on where counts end" if low < 0 else ""
         self.about.setText(
             f"<b>{head.genes[row]}</b>{gene_id}<br>{unit}, predicted; {trust}<br>"
             f"{self._split()}"
-            f"colours from {low:.3g} to {high:.3g}"
+            f"colours from {low:.3g} to {high:.3g}{below}"
         )
 
     def _split(self) -> str:
@@ -300,12 +303,23 @@ class ExploreWidget(Dock):
         shown = layers.prediction_of(layer)
         if shown is not None and shown is prediction:
             map_layers.show_score(layer, shown, name, genes, values)
-            self.regions.show_gene(shown, None)  # its numbers are of genes
-            self.list.keep(None)
-            self.list.point_at_none()
-            self.about.setText(
-                f"<b>{name}</b><br>mean of the genes' values, each standardised over this map; {self.sets.said.text()}"
-            )
+            show_single(self.viewer, layer)
+            self.session.gene = None  # what the others show is no gene of this map
+            self._describe_set(layer)
+
+    def _describe_set(self, layer: Any) -> None:
+        """Say what the score in a map's layer is; no gene is then picked."""
+        score, prediction = map_layers.set_of(layer), layers.prediction_of(layer)
+        assert score is not None
+        assert prediction is not None
+        self.regions.show_gene(prediction, None)  # its numbers are of genes
+        self.list.keep(None)
+        self.list.point_at_none()
+        self.about.setText(
+            f"<b>{score['name']}</b><br>mean of the genes' values, each standardised over this map; "
+            f"{set_trust_text(prediction, score['genes'])}"
+        )
+        self.here.read()
 
     def _export(self) -> None:
         prediction = layers.prediction_of(self.map.layer())

@@ -73,6 +73,9 @@ class Genes:
         self._others = (
             [] if head is None else [(i, n.casefold()) for i, g in enumerate(head.genes) for n in names_of(g)]
         )
+        self._names: dict[int, set[str]] = {}
+        for i, name in self._others:
+            self._names.setdefault(i, set()).add(name)
         #: genes by the name of a set, folded
         self.sets: dict[str, npt.NDArray[np.intp]] = {}
         pcc = np.full(n, np.nan) if head is None or head.pcc is None else np.asarray(head.pcc, float)
@@ -82,18 +85,13 @@ class Genes:
     def arrange(self, text: str, column: str | None, descending: bool, least: float = -np.inf) -> None:
         """Keep the genes that match a text and order them by a number, or by name where `column` is None.
 
-        With `least` only genes of at least that held-out correlation are kept.
+        With `least` only genes of at least that held-out correlation are kept. The gene that is called exactly so comes
+        first, then those that begin so.
 
         A symbol matches that contains the text, an Ensembl id or another name (HER2, Ki-67) that begins with it; any
         case. The name of a set of genes keeps its genes. What has no number comes last either way.
         """
-        kept = np.arange(len(self._folded))
-        if wanted := text.strip().casefold():
-            hits = [i for i, gene in enumerate(self._folded) if wanted in gene]
-            hits += [i for i, gene in enumerate(self._ids) if gene.startswith(wanted)]
-            begun = len(wanted) >= _BEGUN  # two letters begin too many names
-            hits += [i for i, name in self._others if name == wanted or (begun and name.startswith(wanted))]
-            kept = self.sets[wanted] if wanted in self.sets else np.unique(np.array(hits, np.intp))
+        kept, wanted = self.matching(text), text.strip().casefold()
         if np.isfinite(least):
             kept = kept[self.numbers["pcc"][kept] >= least]  # not measured is not enough
         if column is None:
@@ -101,7 +99,31 @@ class Genes:
         else:
             values = self.number(column)[kept]
             kept = kept[np.argsort(-values if descending else values, kind="stable")]  # NaN comes last
+        if wanted and wanted not in self.sets:
+            kept = kept[np.argsort([self._far(i, wanted) for i in kept.tolist()], kind="stable")]
         self.rows = kept.astype(np.intp)
+
+    def matching(self, text: str) -> npt.NDArray[np.intp]:
+        """Return the genes that match a text; all where it is empty."""
+        wanted = text.strip().casefold()
+        if not wanted:
+            return np.arange(len(self._folded))
+        if wanted in self.sets:
+            return self.sets[wanted]
+        hits = [i for i, gene in enumerate(self._folded) if wanted in gene]
+        hits += [i for i, gene in enumerate(self._ids) if gene.startswith(wanted)]
+        begun = len(wanted) >= _BEGUN  # two letters begin too many names
+        hits += [i for i, name in self._others if name == wanted or (begun and name.startswith(wanted))]
+        return np.unique(np.array(hits, np.intp))
+
+    def _far(self, gene: int, wanted: str) -> int:
+        """Return how far a hit is from what was typed: the symbol itself, another name, its beginning, the rest."""
+        symbol = self._folded[gene]
+        if symbol == wanted:
+            return 0
+        if wanted in self._names.get(gene, ()) or (self._ids and self._ids[gene] == wanted):
+            return 1
+        return 2 if symbol.startswith(wanted) else 3
 
     def number(self, column: str) -> npt.NDArray[np.float64]:
         """Return a number of every gene; NaN while it is not known."""
@@ -163,6 +185,14 @@ class GeneModel(QAbstractTableModel):
     def listed(self) -> list[str]:
         """Return the symbols of the genes that are kept, in their order."""
         return [] if self._genes.head is None else [self._genes.head.genes[i] for i in self._genes.rows.tolist()]
+
+    def hidden(self) -> list[str]:
+        """Return the symbols that match the search and are not trusted enough to be listed."""
+        head = self._genes.head
+        if head is None or not self._text.strip():
+            return []
+        kept = np.setdiff1d(self._genes.matching(self._text), self._genes.rows)
+        return [head.genes[i] for i in kept.tolist()]
 
     def row_of(self, gene: int) -> int | None:
         """Return the row of a gene, or None when it is not among those that are kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,13 +11,18 @@ import numpy as np
 from qtpy.QtCore import QModelIndex, QSignalBlocker, Qt, Signal
 from qtpy.QtWidgets import QComboBox, QFormLayout, QLineEdit, QTableView, QVBoxLayout, QWidget
 
+from napari_peka.core.aliases import symbol_of
 from napari_peka.core.errors import PekaError
-from napari_peka.gui.choosers import slim
+from napari_peka.gui.choosers import Text, slim
 from napari_peka.gui.gene_model import DIFFERENCE, GENE, MEASURES, PCC, VALUE, GeneModel, gene_view
+from napari_peka.gui.run_panel import sentence
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_ID = re.compile(r"ENS[A-Z]*\d+(\.\d+)?", re.IGNORECASE)
+#: genes that are named when the filter hides all hits
+_NAMED = 3
 WEAK = "weak or better"
 #: least held-out correlation of the genes that are listed
 LEAST_TRUST = {"any": -np.inf, WEAK: 0.15, "fair or better": 0.3, "good": 0.5}
@@ -31,15 +37,12 @@ class GenePanel(QWidget):
         Emitted when another row is the current one, by mouse, keys or Return in the search line.
     reordered
         Emitted when another measure is asked for: answer with :meth:`tell` where :attr:`needs_numbers`.
-    failed
-        Emitted with the error of a search that finds nothing; with None when it is past.
     form
         The rows above the search line, for the dock to add its own.
     """
 
     picked = Signal()
     reordered = Signal()
-    failed = Signal(object)
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,6 +55,8 @@ class GenePanel(QWidget):
             "Part of a symbol, an Ensembl id, another name (HER2, Ki-67), or the name of a gene set; Return: the first"
         )
         self.search.setClearButtonEnabled(True)
+        self.said = Text()
+        self.said.hide()
         self.order = slim(QComboBox())
         self.order.addItems(list(MEASURES))
         self.order.setToolTip("What the table shows of each gene, and orders by")
@@ -68,6 +73,7 @@ class GenePanel(QWidget):
         column.setContentsMargins(0, 0, 0, 0)
         column.addLayout(self.form)
         column.addWidget(self.search)
+        column.addWidget(self.said)
         column.addWidget(self.table, 1)
         self.order.currentTextChanged.connect(self._order_changed)
         self.trust.currentIndexChanged.connect(self._trust_changed)
@@ -137,6 +143,7 @@ class GenePanel(QWidget):
     def _trust_changed(self, *_: object) -> None:
         with self._keeping():
             self.genes.trust(self.trust.currentData())
+        self._tell()
 
     @contextmanager
     def _keeping(self) -> Iterator[None]:
@@ -149,18 +156,38 @@ class GenePanel(QWidget):
         self.table.viewport().update()
 
     def _search(self, text: str) -> None:
-        self.failed.emit(None)
         with self._keeping():
             self.genes.search(text)
         if text:
             self.table.scrollToTop()
         else:  # back among all genes, the one that is shown is looked for
             self.table.scrollTo(self.table.currentIndex(), QTableView.ScrollHint.PositionAtCenter)
-        if not self.genes.rowCount() and self._head is not None:
-            try:
-                self._head.index(text)
-            except PekaError as e:
-                self.failed.emit(e)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Say why nothing is listed, where nothing is, and which gene is meant by a name that others only contain."""
+        why, text = "", self.search.text().strip()
+        if self._head is not None and text:
+            meant = symbol_of(text)
+            if meant is not None and self._head.find(meant) is None:
+                why = f"{text} is {meant}, which this model does not predict"
+            elif not self.genes.rowCount():
+                why = self._why(text)
+        self.said.setText(why)
+        self.said.setVisible(bool(why))
+
+    def _why(self, text: str) -> str:
+        hidden = self.genes.hidden()
+        if hidden:
+            names = ", ".join(hidden[:_NAMED]) + "…" * (len(hidden) > _NAMED)
+            return f"not “{self.trust.currentText()}”: {names}; choose “any” at Trust to see that all the same"
+        if not self._head.gene_ids and _ID.fullmatch(text):
+            return "this model knows its genes by their symbols, not by Ensembl ids; search the symbol"
+        try:
+            self._head.index(text)
+        except PekaError as e:
+            return sentence(e)
+        return ""
 
     def _first(self) -> None:
         if self.genes.rowCount():

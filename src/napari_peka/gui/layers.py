@@ -119,7 +119,7 @@ def slide_words(slide: Slide) -> str:
         mm = [f"{n * m / 1000:.1f}" for n, m in zip((x, y), mpp.mpp[::-1])]
         size += f", {mm[0]} × {mm[1]} mm<br>{np.mean(mpp.mpp):.4g} µm/px ({who_says(mpp)})"
     else:
-        size += "<br>it does not say how large a pixel is"
+        size += "<br>how large a pixel is, is not known"
     n = len(slide.level_shapes)
     said = "".join(f"<br>⚠ {w}" for w in slide.warnings)
     return f"{size}<br>{slide.vendor}, {n} level{'s' * (n > 1)}{said}"

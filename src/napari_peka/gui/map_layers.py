@@ -242,6 +242,7 @@ def figure_look(layer: Any) -> dict[str, Any]:
 def show_colour_bar(layer: Any) -> None:
     """Show a map's colour bar, titled by the layer's name: gene and unit."""
     layer.colorbar.size = BAR_SIZE
+    layer.colorbar.position = "top_right"
     layer.colorbar.visible = True
     layer.name_overlay.position = layer.colorbar.position
     layer.name_overlay.visible = True
@@ -250,6 +251,7 @@ def show_colour_bar(layer: Any) -> None:
 def show_small_bar(layer: Any) -> None:
     """Show a map's colour bar and name so that they fit into one view of several."""
     layer.colorbar.size = _SMALL_BAR
+    layer.colorbar.position = "bottom_left"  # beside the name there is no room
     layer.colorbar.visible = True
     layer.name_overlay.position = "top_left"
     layer.name_overlay.visible = True

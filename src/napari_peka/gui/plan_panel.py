@@ -15,6 +15,7 @@ from napari_peka.gui.aside import Aside
 from napari_peka.gui.choosers import Snug
 from napari_peka.gui.predict_job import Memory, Plan, Wish
 from napari_peka.gui.run_panel import RunPanel, sentence
+from napari_peka.io.store import DIFFERS
 
 if TYPE_CHECKING:
     from napari_peka.io.store import Prediction
@@ -24,11 +25,6 @@ if TYPE_CHECKING:
 CALM_MS = 400
 #: tiles of a run below which loading and planning are most of its time
 ENOUGH_TILES = 32
-_DIFFERS = {
-    "slide": "another slide", "model": "another model", "mpp": "other µm per pixel",
-    "tile size": "tiles of another size or distance", "region or tissue": "another region or tissue",
-    "precision": "another number format", "device": "another kind of device",
-}  # fmt: skip
 
 
 class PlanPanel(QWidget):
@@ -243,7 +239,7 @@ def standing_in_words(plan: Plan) -> str:
         )
     if there.state == "other":
         differs = ("model",) if "model" in there.differs else there.differs
-        what = ", ".join(_DIFFERS.get(d, d) for d in differs) or "other settings"
+        what = ", ".join(DIFFERS.get(d, d) for d in differs) or "other settings"
         return f"a result of something else is there ({what}): tick “replace” or choose another folder"
     return there.why if there.state == "foreign" else ""
 

@@ -28,7 +28,6 @@ class RegionList(QListWidget):
     def __init__(self) -> None:
         super().__init__()
         self.setToolTip("Double-click to rename; areas of one name are one region. Click to find one on the slide")
-        self.setAlternatingRowColors(True)
         self.itemChanged.connect(self._changed)
         self.itemClicked.connect(self._clicked)
         self.show_names([])

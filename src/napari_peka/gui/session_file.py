@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from napari.layers import Image
 from pydantic import BaseModel, ValidationError
 
 from napari_peka.core import files
@@ -230,7 +231,7 @@ def show_session(session: Session, opened: Opened) -> None:
             look = Look.from_json(kept.look)
             data, settings, _ = map_layers.heatmap_layer(prediction, gene, look)
             settings |= {"visible": kept.visible, "opacity": kept.opacity}
-            layer = viewer.add_image(data, **settings)
+            layer = Image(data, **settings)  # whole before it is added: docks show what they find in a new layer
             if score is not None and kept.set is not None:
                 map_layers.show_score(layer, prediction, str(kept.set.get("name")), kept.set["genes"], score)
                 data = layer.data
@@ -239,13 +240,16 @@ def show_session(session: Session, opened: Opened) -> None:
                 layer.contrast_limits_range = (min(low, np.nanmin(data)), max(high, np.nanmax(data)))
                 layer.contrast_limits = (low, high)
             map_layers.show_colour_bar(layer)
+            viewer.add_layer(layer)
+            layers.below_shapes(viewer, layer)
     if any(slide.resolution is not None for _, slide, _ in opened.slides):
         layers.show_scale_bar(viewer)
     if opened.sections:
         session.add_sections(opened.sections)
     if opened.said.model:
         session.model = opened.said.model
-    if opened.said.gene:
+    scored = any(score is not None for _, _, score in opened.maps)
+    if opened.said.gene and not scored:  # docks would show it in the score's place
         session.gene = opened.said.gene
     if opened.said.camera is not None:
         viewer.camera.center = tuple(opened.said.camera.center)

@@ -33,8 +33,12 @@ EMBEDDINGS = "X_peka"
 WEIGHTS = "peka_weights"
 RESEARCH_USE = "Research use only. Not for diagnosis."
 SMOOTHED = "measured on counts averaged over neighbouring spots, which flatters"
-#: a longer value in a run's identity is a hash
-_READABLE = 40
+#: what two runs may differ in, for a person
+DIFFERS = {
+    "slide": "another slide", "model": "another model", "mpp": "other µm per pixel",
+    "tile size": "tiles of another size or distance", "region or tissue": "another region or tissue",
+    "precision": "another number format", "device": "another kind of device",
+}  # fmt: skip
 #: rows of a zarr chunk of embeddings: 4096 x 384 float16 is 3 MB, a good read over a network too
 CHUNK_ROWS = 4096
 
@@ -438,19 +442,22 @@ def same_or_raise(before: dict[str, Any], now: dict[str, Any], where: Path) -> N
     OutputMismatch
         If their identities differ; it says in what.
     """
-    names = [k for k in now if before.get(k) != now[k]]
-    if names:
-        what = " and ".join(_differs(k, before.get(k), now[k]) for k in names)
+    if names := differing(before, now):
+        what = ", ".join(_in_words(name, before.get(name), now[name]) for name in names)
         raise OutputMismatch(
-            f"{where} belongs to another run: {what}; choose another output, or overwrite it (--overwrite)"
+            f"{where} belongs to another run, with {what}; choose another output, or overwrite it (--overwrite)"
         )
 
 
-def _differs(name: str, before: object, now: object) -> str:
-    """Return in words what two runs differ in; a hash says nothing to a person."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        parts = [f"{k} {before.get(k)}, now {v}" for k, v in now.items() if before.get(k) != v]
-        return f"its {name} was {'; '.join(parts)}"
-    if len(str(now)) > _READABLE:
-        return f"it was made with another {name}"
-    return f"its {name} was {before}, now {now}"
+def differing(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, ...]:
+    """Return in what two runs differ, without what follows from it: other tiles cover another region by themselves."""
+    names = tuple(k for k in now if before.get(k) != now[k])
+    return tuple(k for k in names if k != "region or tissue" or "tile size" not in names)
+
+
+def _in_words(name: str, before: Any, now: Any) -> str:
+    """Return in words what two runs differ in, with values where they say something to a person."""
+    said = DIFFERS.get(name, f"another {name}")
+    if name == "mpp" and before:
+        return f"{said} ({before[-1]:.4g}, now {now[-1]:.4g})"
+    return f"{said} ({before}, now {now})" if name in ("precision", "device") and before else said

@@ -11,7 +11,15 @@ import numpy as np
 from napari_peka.config import PredictConfig
 from napari_peka.core.errors import NoResult, OutputMismatch, StoreError
 from napari_peka.core.geometry import TileTable
-from napari_peka.io.store import Prediction, RunStore, identity_of_result, read_prediction, result_path, same_or_raise
+from napari_peka.io.store import (
+    Prediction,
+    RunStore,
+    differing,
+    identity_of_result,
+    read_prediction,
+    result_path,
+    same_or_raise,
+)
 from napari_peka.workflows.predict import known_embeddings, load_forward, record_of
 
 if TYPE_CHECKING:
@@ -91,8 +99,7 @@ def standing(
             try:
                 same_or_raise(identity, record["identity"], where)
             except OutputMismatch as e:
-                differs = tuple(k for k, now in record["identity"].items() if identity.get(k) != now)
-                return Standing("other", 0, n, str(e), path, differs)
+                return Standing("other", 0, n, str(e), path, differing(identity, record["identity"]))
     if found[store.partial] is None:
         return Standing("new", 0, n, "", path)
     return Standing("begun", sum(len(b) for b in tiles.blocks() if store.block_file(b).exists()), n, "", path)
