@@ -19,6 +19,7 @@ from napari_peka.config import PredictConfig
 from napari_peka.core.errors import OutputMismatch, SettingError, StoreError, UnknownName
 from napari_peka.io.export import FORMATS, export
 from napari_peka.io.exports.base import ANNOTATION, annotated
+from napari_peka.io.figure import REGION_COLOUR
 from napari_peka.io.regions import regions_by_name, write_regions
 
 GENES = ("KRT8", "CD3E")
@@ -227,6 +228,9 @@ def test_figures_with_and_without_the_slide(prediction, slide, tmp_path, with_sl
     with Image.open(png) as image:
         assert image.width > image.height if with_slide else image.width < 2 * image.height
         assert len(set(image.convert("L").resize((64, 64)).tobytes())) > 10
+    regions = {"tumour": shapely.box(900, 900, 1900, 1700)}
+    (drawn,) = export(prediction, "svg", tmp_path / "r.svg", genes=GENES[:1], slide=shown, regions=regions)
+    assert drawn.read_text().count(REGION_COLOUR) >= 2 * (1 + with_slide)  # outline and name, on slide and map
     both = export(prediction, "svg", tmp_path / "b.svg", genes=GENES, slide=shown)
     assert [p.name for p in both] == ["b.KRT8.svg", "b.CD3E.svg"]
     assert ET.parse(both[0]).getroot().tag.endswith("svg")

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.core.units import linear, linear_unit
-from napari_peka.io.figure import COLORMAP, CONTRAST, contrast_limits
+from napari_peka.io.figure import COLORMAP, CONTRAST, OPACITY, contrast_limits
 
 #: perceptually uniform and readable with colour-blind eyes; matplotlib's (van der Walt and Smith; cividis: Nuñez et
 #: al. 2018) and Crameri's scientific colour maps (batlow, lajolla)
@@ -110,8 +110,8 @@ def colours(name: str, fade: bool) -> Any:
     return Colormap(lut, name=title, display_name=title)
 
 
-def for_matplotlib(name: str) -> Any:
-    """Return a colour map for a figure, by a name of :data:`COLORMAPS`."""
-    import cmap
+def for_matplotlib(name: str, fade: bool) -> Any:
+    """Return a colour map for a figure, by a name of :data:`COLORMAPS`; with opacities where low values fade."""
+    from matplotlib.colors import ListedColormap
 
-    return cmap.Colormap(COLORMAPS[name]).to_mpl()
+    return ListedColormap(np.asarray(colours(name, fade).colors) * [1, 1, 1, OPACITY], name=name)

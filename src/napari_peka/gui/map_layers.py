@@ -236,7 +236,7 @@ def figure_look(layer: Any) -> dict[str, Any]:
     """Return a map's colours and limits as :func:`napari_peka.write_map` takes them, which shows the map's own unit."""
     look, prediction = look_of(layer), prediction_of(layer)
     same = prediction is not None and not look.shows_linear(prediction.unit)
-    return {"colormap": for_matplotlib(look.colormap)} | ({"limits": colours_of(layer)} if same else {})
+    return {"colormap": for_matplotlib(look.colormap, look.fade)} | ({"limits": colours_of(layer)} if same else {})
 
 
 def show_colour_bar(layer: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +32,9 @@ WIDTH_IN, PANEL_IN = 13.0, 11.0
 DPI = 200
 #: share of the slide's area below which the picture shows only the region that was predicted
 CLOSER = 0.25
+#: of the map over the slide
+OPACITY = 0.75
+REGION_COLOUR = "#00692b"
 #: where a title's line ends when it is short of room
 _BREAK = "\n("
 #: inches of a title's letter, on the wide side
@@ -93,6 +96,7 @@ def write_map(
     path: Path | str,
     *,
     gene_set: Sequence[str] | None = None,
+    regions: Mapping[str, Any] | None = None,
     max_px: int = 1600,
     colormap: Any = COLORMAP,
     limits: tuple[float, float] | None = None,
@@ -109,12 +113,14 @@ def write_map(
         Symbol or Ensembl id; with `gene_set` the set's name.
     gene_set
         Genes whose score is shown instead of one gene's values: :func:`gene_set_score`.
+    regions
+        shapely polygons in level-0 pixels, x first, by name: outlined.
     path
         Where to write, by its ending as PNG, SVG or PDF.
     max_px
         Longer side of the slide's picture.
     colormap
-        Name of a matplotlib colour map, or one.
+        Name of a matplotlib colour map, or one; with opacities of its own these count.
     limits
         Values of the lowest and the highest colour, in the map's unit; None: the 2nd and 98th percentile.
 
@@ -132,7 +138,7 @@ def write_map(
     settings = {"font.family": _fonts(), "font.size": 12, "text.parse_math": False, "text.usetex": False}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box in a title, no reason to fail
-        figure = draw_map(prediction, slide, shown, max_px, colormap, limits)
+        figure = draw_map(prediction, slide, shown, max_px, colormap, limits, regions)
         files.write_beside(path, lambda p: figure.savefig(p, dpi=DPI))
     return path
 
@@ -153,7 +159,7 @@ def set_shown(prediction: Prediction, name: str, genes: Sequence[str]) -> Shown:
 
 def draw_map(
     prediction: Prediction, slide: Slide | None, shown: Shown, max_px: int, colormap: Any = COLORMAP,
-    limits: tuple[float, float] | None = None,
+    limits: tuple[float, float] | None = None, regions: Mapping[str, Any] | None = None,
 ) -> Any:  # fmt: skip
     """Return the figure of :func:`write_map`."""
     name, raster, trust = shown
@@ -172,12 +178,14 @@ def draw_map(
     low, high = limits or contrast_limits(raster.data)
     heat = right.imshow(
         np.ma.masked_invalid(raster.data), extent=(x0, x0 + w * sx, y0 + h * sy, y0), cmap=colormap, vmin=low,
-        vmax=high, alpha=0.75, interpolation="nearest",
+        vmax=high, alpha=None if _has_opacities(colormap) else OPACITY, interpolation="nearest",
     )  # fmt: skip
     for axis in axes:
         axis.set_axis_off()
         axis.set_xlim(view.x, view.x1)
         axis.set_ylim(view.y1, view.y)
+        for region in (regions or {}).items():
+            _outline(axis, *region)
     where: dict[str, Any] = {"orientation": "horizontal", "aspect": 40} if stacked else {"fraction": 0.05, "aspect": 25}
     bar = figure.colorbar(heat, ax=right, pad=0.02, extend=_beyond(raster.data, low, high), **where)
     bar.set_label(f"{name} ({raster.units})")
@@ -193,6 +201,25 @@ def draw_map(
     footer = textwrap.fill(_footer(prediction), int(figure.get_figwidth() / SMALL_CHAR_IN))
     figure.supxlabel(footer, x=0.01, ha="left", fontsize=10, color="0.3")
     return figure
+
+
+def _has_opacities(colormap: Any) -> bool:
+    return callable(colormap) and bool((np.asarray(colormap(np.linspace(0, 1, 16)))[:, 3] < 1).any())
+
+
+def _outline(axis: Any, name: str, region: Any) -> None:
+    """Draw a region's rings and its name, readable on tissue and on a map."""
+    from matplotlib.patheffects import withStroke
+
+    halo = [withStroke(linewidth=3, foreground="white")]
+    for part in getattr(region, "geoms", [region]):
+        for ring in (part.exterior, *part.interiors):
+            axis.plot(*np.asarray(ring.coords).T[:2], color=REGION_COLOUR, linewidth=1.5, path_effects=halo)
+    x, y, x1, _ = region.bounds
+    axis.annotate(
+        name, ((x + x1) / 2, y), xytext=(0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=10,
+        color=REGION_COLOUR, path_effects=halo, clip_on=True, annotation_clip=True,
+    )  # fmt: skip
 
 
 def _view(tiles: TileTable, shape: tuple[int, int]) -> Rect:

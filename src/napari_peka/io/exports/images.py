@@ -64,7 +64,8 @@ def write_ome_tiff(export: Export, path: Path) -> None:
 def write_figure(export: Export, path: Path) -> None:
     """Write one gene or set as a figure: beside the slide where that is at hand, with scale and colour bar."""
     (name,) = export.genes or export.sets
-    write_map(export.prediction, export.slide, name, path, gene_set=export.sets.get(name), **export.figure)
+    given: dict[str, Any] = {"gene_set": export.sets.get(name), "regions": export.regions, **export.figure}
+    write_map(export.prediction, export.slide, name, path, **given)
 
 
 def _stack(export: Export) -> tuple[npt.NDArray[np.float32], tuple[float, float], tuple[float, float]]:
