@@ -336,12 +336,16 @@ def test_the_report_is_one_click(ready, viewer, qtbot, map_path, monkeypatch):
 def test_a_map_that_still_grows(viewer, dock, qtbot, st, mpp, map_path):
     whole = peka.read_prediction(map_path)
     known = whole.tiles.centre_yx[:, 1] < np.median(whole.tiles.centre_yx[:, 1])
-    part = np.where(known[:, None], whole.embeddings, np.nan).astype(np.float16)
+    part = np.full_like(whole.embeddings, np.nan)
+    part[0] = whole.embeddings[0]  # far from the spots
     growing = peka.Prediction(whole.tiles, part, whole.head, whole.read_ok, whole.record, whole.path)
     data, settings, _ = map_layers.heatmap_layer(growing, "ERBB2")
     viewer.add_image(data, **settings)
     dock._again.setInterval(100)
     dock.open_section(st / "C5.tsv.gz")
+    wait_for(qtbot, lambda: "has not reached the spots yet" in dock.form.about.text())
+    assert dock.form.error.text() == ""
+    growing.embeddings[known] = whole.embeddings[known]
     wait_for(qtbot, lambda: dock.check is not None and dock.spots.layer(MEASURED) is not None)
     first, layer = dock.check, dock.spots.layer(MEASURED)
     assert 0 < first.inside.sum() < 0.8 * len(first)

@@ -179,7 +179,7 @@ def test_docks_work_on_one_slide(viewer, qtbot, sample, tissue_tiff, tmp_path):
     # what is said of a pixel in one is known in the other
     Pil.fromarray(np.full((500, 400, 3), 200, np.uint8)).save(tmp_path / "photo.png")
     slide.open_slide(tmp_path / "photo.png")
-    wait_for(qtbot, lambda: "does not say how large a pixel is" in predict.about.text())
+    wait_for(qtbot, lambda: "is not known; fill in the µm per pixel" in predict.about.text())
     slide.mpp.setValue(0.5)
     slide.set_button.click()
     assert "0.500 µm/px (given by you)" in predict.about.text()

@@ -163,11 +163,13 @@ class TestCompare:
         unfold(qtbot, dock.compare_fold, dock.compare.beside_button)
         dock.compare.put(0, "ERBB2")
         dock.compare.put(1, "CD74")
+        drawn = viewer.add_shapes([[[0, 0], [0, 9], [9, 9]]], shape_type="polygon", units=layers.UM)
         before, opacity, size = list(viewer.layers), heat.opacity, heat.colorbar.size
         qtbot.mouseClick(dock.compare.beside_button, Qt.MouseButton.LeftButton)
         added = [x for x in viewer.layers if x not in before]
         assert [x.name for x in added] == ["CD74, log1p CP10K"]  # ERBB2 is there already
         assert heat.opacity == 1
+        assert not drawn.visible  # it would have a view of its own
         assert heat.colorbar.size < size
         dock.pick("KRT8")
         assert viewer.grid.enabled
@@ -175,6 +177,8 @@ class TestCompare:
         qtbot.mouseClick(dock.compare.beside_button, Qt.MouseButton.LeftButton)
         assert list(viewer.layers) == before
         assert (heat.opacity, heat.colorbar.size) == (opacity, size)
+        assert heat.colorbar.position == "top_right"
+        assert drawn.visible
         assert not viewer.grid.enabled
 
     def test_colours_add_up_and_nothing_is_transparent(self):

@@ -143,7 +143,7 @@ def explore_story(viewer, explore, heat, qtbot) -> None:
     assert len(viewer.layers) == 2, "one layer for all genes"
 
     explore.search.setText("ERBB3")
-    assert "did you mean ERBB2" in explore.error.text()
+    assert "did you mean ERBB2" in explore.list.said.text()
     explore.search.clear()
     assert explore.error.isHidden()
     explore.pick("cd3e")
@@ -209,12 +209,17 @@ def test_a_slide_without_resolution(viewer, qtbot, bundle_folder, tmp_path, samp
     region = viewer.add_shapes(np.array([[0, 0], [0, 599], [799, 599], [799, 0]]), shape_type="rectangle")
     dock.region.choose(region)
     dock.mpp.setValue(1.85)
+    assert "at 1.850 µm/px (given by you)" in dock.about.text()
+    viewer.camera.center, viewer.camera.zoom = (300.0, 200.0), 1.5
     press(qtbot, dock)
     wait_for(qtbot, lambda: not dock.panel.running)
     assert dock.panel.error.isHidden(), dock.panel.error.text()
     assert tuple(dock.slide.layer().scale) == pytest.approx((1.85, 1.85))
     assert tuple(region.scale) == pytest.approx((1.85, 1.85))
     assert the_map(viewer).extent.world[1].max() < 800 * 1.85 + 64
+    # the same place is looked at, from as near
+    assert tuple(viewer.camera.center)[-2:] == pytest.approx((300 * 1.85, 200 * 1.85))
+    assert viewer.camera.zoom == pytest.approx(1.5 / 1.85)
     assert not dock.form.isRowVisible(dock.mpp)
 
 
@@ -618,7 +623,7 @@ def test_what_is_in_the_way_is_said_beforehand(viewer, predict, qtbot, tmp_path)
     assert not predict.plan.time_button.isEnabled()
 
 
-def test_what_i_see_now(viewer, predict, qtbot, tissue_tiff):
+def test_what_i_see_now(viewer, predict, qtbot, tissue_tiff, sample):
     predict.open_slide(tissue_tiff)
     predict.region.setCurrentText("what I see now")
     planned(qtbot, predict)
@@ -632,11 +637,15 @@ def test_what_i_see_now(viewer, predict, qtbot, tissue_tiff):
     half = np.array(viewer.canvas.size) / 2 / 2.0  # µm
     low, high = np.array((400, 600)) - half - 32, np.array((400, 600)) + half + 32
     press(qtbot, predict)
+    assert predict.region.currentText().startswith("the view of ")
+    viewer.camera.center = (700.0, 900.0)  # what was seen then is predicted, and gone on with
     finish(qtbot, predict)
+    wait_for(qtbot, lambda: predict.plan.plan is not None and predict.plan.plan.there.state == "finished")
     tiles = layers.prediction_of(the_map(viewer)).tiles
     centre = tiles.centre_yx * 0.5
     assert (centre.min(0) > low).all()
     assert (centre.max(0) < high).all()
+    predict.region.setCurrentText("what I see now")
     viewer.camera.center = (1e5, 1e5)
     assert "nothing of tissue is in view" in planned(qtbot, predict)
     press(qtbot, predict)
@@ -644,6 +653,10 @@ def test_what_i_see_now(viewer, predict, qtbot, tissue_tiff):
         predict.panel.error.text() == "nothing of tissue is in view; move the view onto it, or choose the whole slide"
     )
     assert predict.region.layer() is None
+    predict.open_slide(sample)  # of another slide nothing was seen
+    wait_for(qtbot, lambda: layers.image_path(predict.slide.layer()) == sample)
+    texts = [predict.region.itemText(i) for i in range(predict.region.count())]
+    assert texts == ["whole slide", "what I see now"]
 
 
 def test_a_queue_of_three_with_one_broken(viewer, predict, qtbot, tmp_path):

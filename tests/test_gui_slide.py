@@ -107,7 +107,7 @@ def test_the_tissue_is_shown_and_measured(dock, viewer, qtbot, svs):
 
 def test_the_threshold_of_tissue_is_chosen_kept_and_taken(dock, viewer, qtbot, svs, tmp_path):
     dock.open_slide(svs)
-    assert dock.tissue.threshold.text() == "by itself"
+    assert dock.tissue.threshold.text() == "automatic"
     dock.tissue.shown.click()
     wait_for(qtbot, lambda: "threshold" in dock.tissue.said.text())
     usual = viewer.layers[-1].data.mean()
@@ -243,7 +243,7 @@ def test_a_slide_without_resolution_gets_one_and_regions_stay_on_their_tissue(do
     dock.open_slide(tmp_path / "photo.png")
     assert "opening photo.png" in dock.about.text()
     wait_for(qtbot, lambda: len(viewer.layers) == 1)
-    assert "does not say how large a pixel is" in dock.about.text()
+    assert "how large a pixel is, is not known" in dock.about.text()
     click(qtbot, dock.new_button)
     assert "set its µm per pixel first" in dock.error.text()
     click(qtbot, dock.set_button)

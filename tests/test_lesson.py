@@ -141,6 +141,30 @@ def test_what_follows_an_ended_training_is_as_long_also_after_an_interruption(se
     assert any("ended after 1 of 4 epochs" in w for w in report["warnings"])
 
 
+def test_after_an_interruption_what_was_seen_is_shown_again(sections, cache, tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def interrupt(history, embeddings):
+        if len(history.epochs) == 2:
+            raise Stop
+
+    config, before, after = TrainConfig(**FAST, hold_out=sections[0].section_id), Looks(), Looks()
+    with pytest.raises(Stop):
+        train(sections, config, output=tmp_path / "m", cache=cache, on_epoch=interrupt, watcher=before)
+    assert [g.epoch for g in before.glances] == [0, 1]
+    monkeypatch.setattr("napari_peka.training.loop.Loop.look_before", None)  # it is known already
+    model = train(sections, config, output=tmp_path / "m", cache=cache, resume=True, watcher=after)
+    assert [g.epoch for g in after.glances] == [0, 1, 2]
+    for was, now in zip(before.glances, after.glances):
+        np.testing.assert_array_equal(was.predicted, now.predicted)
+        assert was.curve == now.curve
+        assert now.held_out_pcc == pytest.approx(was.held_out_pcc, abs=2e-3)
+        assert now.val_pcc == pytest.approx(was.val_pcc, abs=1e-6)
+    assert "trained on 1 section of" in model.spec.description, "one of the two was left out for good"
+    assert not list((tmp_path / "m").rglob("look-*"))
+
+
 def test_a_lesson_in_a_process_of_its_own(sections, tmp_path):
     asked = tuple(Asked(s.path, f"own-{i}", "somebody", "", {}) for i, s in enumerate(sections))
     lesson = Lesson(asked, TrainConfig(**FAST, hold_out="own-1"), tmp_path / "m", genes=("FLAT1",))

@@ -32,6 +32,8 @@ def viewer() -> ViewerModel:
 class Closes:
     """A section as far as a session knows one."""
 
+    patient_named = False
+
     def __init__(self, name: str, slide: object = None) -> None:
         self.section_id, self.slide, self.closed = name, slide, False
         self.path = Path(f"{name}.tsv.gz")
@@ -209,6 +211,42 @@ class TestFile:
         [said] = save_session(session_of(viewer), tmp_path / "a")
         assert "cannot be brought back" in said
         assert read_session(tmp_path / "a.peka.json").maps == []
+
+    def test_patients_that_were_named_in_the_window_come_back(self, shared_data, tmp_path):
+        path = next((shared_data / "st").rglob("C2.tsv.gz"))
+        viewer, later = ViewerModel(), ViewerModel()  # held, or they are gone
+        session = session_of(viewer)
+        session.add_sections([OpenSection(peka.read_section(path))])
+        [item] = session.sections()
+        item.name_patient("C")
+        save_session(session, tmp_path / "a")
+        again = session_of(later)
+        show_session(again, read_session(tmp_path / "a.peka.json"))
+        [back] = again.sections()
+        assert (back.section.patient_id, back.section.patient_named) == ("C", True)
+        again.add_sections([OpenSection(peka.read_section(path))])  # opened once more, as by another dock
+        [once_more] = again.sections()
+        assert once_more is not back
+        assert (once_more.section.patient_id, once_more.section.patient_named) == ("C", True)
+        once_more.name_patient("")
+        assert not once_more.section.patient_named
+        assert any("nobody says whose" in w for w in once_more.section.warnings)
+        save_session(again, tmp_path / "b")
+        assert json.loads((tmp_path / "b.peka.json").read_text())["sections"][0]["request"] == {}
+
+    def test_what_is_open_already_is_not_opened_twice(self, folder, tiny_model):
+        viewer = ViewerModel()
+        session = session_of(viewer)
+        with peka.open_slide(folder / "case.svs") as slide:
+            data, settings, _ = layers.slide_layer(slide)
+            viewer.add_image(data, **settings)
+            prediction = peka.predict(slide, tiny_model, output=folder / "twice.peka.zarr")
+            data, settings, _ = map_layers.heatmap_layer(prediction, "KRT8")
+            viewer.add_image(data, **settings)
+            save_session(session, folder / "s.peka.json")
+            map_layers.update_heatmap(viewer.layers[1], prediction, "CD3E")
+            show_session(session, read_session(folder / "s.peka.json"))
+            assert [layers.gene_of(x) for x in viewer.layers] == [None, "KRT8"]  # as it was when it was saved
 
     def test_sections_come_back_as_they_were_asked_for(self, shared_data, tmp_path):
         path = next((shared_data / "st").rglob("C2.tsv.gz"))

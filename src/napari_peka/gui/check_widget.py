@@ -70,7 +70,7 @@ class CheckWidget(Dock):
             (self._doubting, self._doubted), (self._scoring, self._scored),
         ):  # fmt: skip
             aside.done.connect(slot)
-            aside.failed.connect(self._fail)
+            aside.failed.connect(self._fail if aside is not self._checking else self._not_checked)
         form.map.changed.connect(self._map_changed)
         form.section.currentIndexChanged.connect(self._compare)
         form.file_action.triggered.connect(self._browse_file)
@@ -152,6 +152,16 @@ class CheckWidget(Dock):
         self._score_all()
         if check_jobs.grows(prediction):
             self._again.start()
+
+    def _not_checked(self, error: Any) -> None:
+        """Say why there is nothing to compare; a map that still grows is looked at again."""
+        prediction = layers.prediction_of(self.form.map.layer())
+        if prediction is not None and check_jobs.grows(prediction):
+            self._fail(None)
+            self.form.about.setText("the map has not reached the spots yet; they are compared as soon as it has")
+            self._again.start()
+        else:
+            self._fail(error)
 
     def _browse_file(self, *_: Any) -> None:
         chosen, _ = QFileDialog.getOpenFileName(
@@ -259,6 +269,8 @@ class CheckWidget(Dock):
             self.form.genes.search(text)
         if text:
             self.form.table.scrollToTop()
+        else:
+            self.form.table.scrollTo(self.form.table.currentIndex(), QAbstractItemView.ScrollHint.PositionAtCenter)
 
     def _first(self) -> None:
         if self.form.genes.rowCount():

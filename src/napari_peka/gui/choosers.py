@@ -245,6 +245,19 @@ class LayerChooser(QComboBox):
         if layer in self._shown:
             self.setCurrentIndex(self._shown.index(layer))
 
+    def offer(self, word: str, instead_of: str = "") -> None:
+        """Choose an entry that stands for no layer; it is added, in place of another one where that is there."""
+        self._words = [x for x in self._words if x not in (word, instead_of)]
+        self._words.append(word)
+        self.refresh()
+        self.setCurrentIndex(self._shown.index(word))
+
+    def withdraw(self, word: str) -> None:
+        """Take an entry away that stands for no layer."""
+        if word in self._words:
+            self._words.remove(word)
+            self.refresh()
+
     def refresh(self, event: Any = None) -> None:
         """Take the layers as they are now; the newest is chosen when the chosen one is gone."""
         if not isalive(self):

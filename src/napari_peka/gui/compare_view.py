@@ -75,19 +75,23 @@ def show_beside(viewer: Any, layer: Any, genes: Sequence[str]) -> str:
     if viewer.grid.enabled and prediction is not None:
         map_layers.show_colour_bar(layer)
         layer.opacity = layers.kept(layer).pop("opacity", layer.opacity)
+        for other in layers.kept(layer).pop("aside", []):
+            other.visible = True
     viewer.grid.enabled = False
     for old in [x for x in viewer.layers if map_layers.is_beside(x)]:
         viewer.layers.remove(old)
     if prediction is None or not genes:
         return ""
-    for blend in [x for x in viewer.layers if map_layers.is_blend_of(x, prediction)]:
-        viewer.layers.remove(blend)  # it would have a view too
+    aside = [x for x in viewer.layers if x.visible and x is not layer and layers.slide_of(x) is None]
+    for other in aside:  # regions and blends would have a view each
+        other.visible = False
     look = map_layers.look_of(layer)
     shown = layers.gene_of(layer)  # it has a view already
     others = [g for g in genes if prediction.genes[prediction.head.index(g)] != shown]
     for data, settings, _ in [map_layers.heatmap_layer(prediction, gene, look) for gene in others]:
         map_layers.show_small_bar(viewer.add_image(data, **map_layers.as_beside(settings)))
     map_layers.show_small_bar(layer)
+    layers.kept(layer)["aside"] = aside
     layers.kept(layer)["opacity"], layer.opacity = layer.opacity, 1.0  # there is no tissue under it
     viewer.layers.selection.active = layer
     viewer.grid.stride = 1

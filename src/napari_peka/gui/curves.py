@@ -113,7 +113,8 @@ class Curves(QWidget):
         plot.setLabel("bottom", "epoch")
         plot.showGrid(y=True, alpha=0.2)
         plot.getAxis("left").setWidth(36)
-        plot.getAxis("left").enableAutoSIPrefix(False)
+        for side in ("left", "bottom"):
+            plot.getAxis(side).enableAutoSIPrefix(False)
         plot.setToolTip(
             "Loss on what trains and on what checks the training; lower is better" if name == "loss" else
             "Mean correlation of predicted and measured expression over the most variable genes, by a quick read-out; "

@@ -74,9 +74,10 @@ class GrowingMap:
         """Bring the slide's layer to the resolution that is now known, and with it the region drawn on it."""
         before = np.array(self.slide_layer.scale, float)[:2]
         layers.set_resolution(self.slide_layer, slide)
+        factor = np.array(self.slide_layer.scale, float)[:2] / before
         if self.shapes is not None:
-            layers.rescale(self.shapes, np.array(self.slide_layer.scale, float)[:2] / before)
-        self.viewer.reset_view()
+            layers.rescale(self.shapes, factor)
+        layers.keep_view(self.viewer, factor)
         return True
 
     def _begin(self, prediction: Any, schedule: Any) -> bool:

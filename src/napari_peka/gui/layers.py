@@ -150,6 +150,23 @@ def show_only(viewer: Any, slide: Slide) -> None:
             layer.visible = False
 
 
+def is_aside(viewer: Any, layer: Any) -> bool:
+    """Whether a layer lies on a slide that is hidden while another one is looked at."""
+    own = fingerprint_of(layer)
+    seen = {s.fingerprint: False for s in map(slide_of, viewer.layers) if s is not None}
+    for other in viewer.layers:
+        if (slide := slide_of(other)) is not None:
+            seen[slide.fingerprint] |= bool(other.visible)
+    return own in seen and not seen[own] and any(seen.values())
+
+
+def keep_view(viewer: Any, factor_yx: npt.NDArray[np.float64]) -> None:
+    """Go on looking at the same place once a slide was brought to another scale."""
+    camera = viewer.camera
+    camera.center = (*camera.center[:-2], *(np.array(camera.center[-2:]) * factor_yx).tolist())
+    camera.zoom /= float(np.mean(factor_yx))
+
+
 def set_resolution(layer: Any, slide: Slide) -> None:
     """Make an image layer the layer of `slide` and bring it from pixels to µm (or to another mpp)."""
     layer.metadata[KEY] = kept(layer) | {"path": slide.path, "slide": slide}
@@ -231,7 +248,10 @@ def fingerprint_of(layer: Any) -> str | None:
         found: str | None = prediction.record.get("slide", {}).get("fingerprint")
         return found
     entry = kept(layer)
-    return next((str(entry[kind]) for kind in ("tissue", "regions", "associated") if entry.get(kind)), None)
+    if (of := entry.get("of")) is not None:  # spots while a model learns, or of a check
+        return of if isinstance(of, str) else str(of.section.slide.fingerprint)
+    kinds = ("tissue", "regions", "associated", *(["spots"] if "section" in entry else []))
+    return next((str(entry[kind]) for kind in kinds if entry.get(kind)), None)
 
 
 def is_part_of(layer: Any, kind: str, slide: Slide) -> bool:

@@ -270,7 +270,9 @@ def best_gene(prediction: Prediction, wish: Iterable[str] = ("ERBB2",)) -> str:
 
 def _keep(layer: Any, prediction: Prediction, gene: str | None, unit: str) -> None:
     path = prediction.path or output_of(layer)
-    stays = {k: v for k, v in kept(layer).items() if k in ("opacity", "hidden")}  # of the view, not of the gene
+    stays = {
+        k: v for k, v in kept(layer).items() if k in ("opacity", "hidden", "aside")
+    }  # of the view, not of the gene
     layer.metadata[KEY] = stays | {
         "prediction": prediction, "gene": gene, "path": path, "look": look_of(layer), "unit": unit,
     }  # fmt: skip

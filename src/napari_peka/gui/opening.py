@@ -64,7 +64,7 @@ class Opener(QObject):
         layers.show_only(self.viewer, slide)
         if slide.resolution is not None:  # pixels would not be a scale
             layers.show_scale_bar(self.viewer)
-        self.viewer.reset_view()  # napari looks at the first layer only, and this one may lie elsewhere
+        self.viewer.reset_view(layers=[layer])
         self.opened.emit(layer)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,9 @@ class PredictWidget(Dock):
         #: the map in work, or the last one
         self.growing: GrowingMap | None = None
         self._speed_key = ("", "", "")
+        #: what was seen when it was last predicted, and what that is called
+        self._view: Any = None
+        self._view_name, self._view_of = "", Path()
         self._drawn: Any = None
         self._seen: Any = None
         self._opening = Opener(napari_viewer, self)
@@ -135,6 +139,7 @@ class PredictWidget(Dock):
     def _connect(self) -> None:
         self.slide.changed.connect(self._slide_changed)
         self.region.changed.connect(self._region_changed)
+        self.mpp.valueChanged.connect(self._ask_mpp)
         self.open_button.clicked.connect(self._browse_slide)
         self._opening.opened.connect(self.slide.choose)
         self._opening.failed.connect(self._not_opened)
@@ -188,9 +193,11 @@ class PredictWidget(Dock):
             mpp = slide.resolution.mpp
             self.about.setText(f"{x:,} × {y:,} px at {mpp[1]:.3f} µm/px ({layers.who_says(slide.resolution)})")
         elif slide is not None:
-            self.about.setText(f"{slide.path.name} does not say how large a pixel is; {ASK_MPP}")
+            self._ask_mpp()
         else:
             self.about.setText("" if layer is not None else "Open a slide to begin.")
+        if self._view_name and path != self._view_of:
+            self.region.withdraw(self._view_name)
         if path is not None and self.output.edit.text() in ("", self._default):
             folder, note = default_folder(path)
             self._default = str(folder)
@@ -250,6 +257,15 @@ class PredictWidget(Dock):
         self.about.setText(f"opening {path.name}")
         self._opening.open(path)
 
+    def _ask_mpp(self, *_: object) -> None:
+        """Ask for the µm per pixel that a slide does not say, or say what was given."""
+        slide = layers.slide_of(self.slide.layer())
+        if slide is not None and slide.resolution is None:
+            y, x = slide.shape
+            told = f"{x:,} × {y:,} px at {self.mpp.value():.3f} µm/px (given by you)"
+            asked = f"how large a pixel of {slide.path.name} is, is not known; {ASK_MPP}"
+            self.about.setText(told if self.mpp.value() else asked)
+
     def _not_opened(self, error: BaseException) -> None:
         self._slide_changed()
         self.panel.fail(error)
@@ -269,10 +285,12 @@ class PredictWidget(Dock):
             return "choose a folder for the result"
         slide, mpp = layers.slide_of(layer), self.mpp.value() if self.form.isRowVisible(self.mpp) else 0.0
         if slide is not None and slide.resolution is None and not mpp:
-            return f"{slide.path.name} does not say how large a pixel is; {ASK_MPP}"
+            return f"how large a pixel of {slide.path.name} is, is not known; {ASK_MPP}"
         try:
             if self.region.currentText() == SEEN:
                 region = seen_now(self.viewer, layer)
+            elif self.region.currentText() == self._view_name:
+                region = self._view
             else:
                 shapes = self.region.layer()
                 region = None if shapes is None else region_layers.region_of(shapes, layer)
@@ -326,6 +344,8 @@ class PredictWidget(Dock):
         self.plan.clear("")  # it speaks of what was there before
         assert wish.output is not None
         self._speed_key = wish.speed_key
+        if self.region.currentText() == SEEN:
+            self._keep_view(wish)
         growing = self.growing = GrowingMap(self.viewer, self.slide.layer(), wish.output, self.region.layer())
         self.panel.start(
             partial(
@@ -333,6 +353,15 @@ class PredictWidget(Dock):
                 {"on_open": growing.on_open, "on_start": growing.on_start, "on_block": growing.on_block},
             )
         )  # fmt: skip
+
+    def _keep_view(self, wish: Wish) -> None:
+        """Let what is seen stay the region, for the view moves on and the run may be gone on with."""
+        if wish.region is None:
+            self.region.setCurrentText(WHOLE)
+            return
+        before, self._view, self._view_of = self._view_name, wish.region, wish.path
+        self._view_name = f"the view of {datetime.now().astimezone():%H:%M:%S}"
+        self.region.offer(self._view_name, before)
 
     def _tick(self) -> None:
         if self.growing is not None and self.growing.tick():
@@ -345,6 +374,7 @@ class PredictWidget(Dock):
 
     def _succeeded(self, prediction: Any) -> None:
         self._ended()
+        self.replace.setChecked(False)  # it was said of this one
         done = prediction.record["run"]
         self.plan.learn(self._speed_key, done["tiles"] - done["resumed_tiles"], done["seconds"])
         lines = [run_summary(done["tiles"], done["seconds"], done["resumed_tiles"])]

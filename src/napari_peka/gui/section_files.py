@@ -100,15 +100,6 @@ def asked(item: OpenSection) -> Asked:
     return Asked(s.path.resolve(), s.section_id, s.patient_id if s.patient_named else None, s.split, item.request)
 
 
-def set_patient(item: OpenSection, patient: str) -> None:
-    """Say whose a section is; an empty name: nobody says."""
-    s = item.section
-    s.patient_id, s.patient_named = patient or s.section_id, bool(patient)
-    s.warnings = [w for w in s.warnings if not w.startswith("nobody says whose")]
-    if not patient:
-        s.warnings.append("nobody says whose this section is: taken for a patient of its own; write it in the table")
-
-
 def row_of(section: Section) -> tuple[str, ...]:
     """Return a section as a row of the table, see :data:`COLUMNS`."""
     n, g = section.adata.shape
@@ -141,4 +132,4 @@ def _take_over(section: Section, old: Section) -> None:
         rename(section, old.section_id)
     section.split = old.split
     item = OpenSection(section)
-    set_patient(item, old.patient_id if old.patient_named else "")
+    item.name_patient(old.patient_id if old.patient_named else "")

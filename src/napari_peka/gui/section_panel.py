@@ -20,7 +20,7 @@ from qtpy.QtWidgets import (
 from napari_peka.gui.aside import Aside
 from napari_peka.gui.choosers import DropTable, Snug
 from napari_peka.gui.run_panel import sentence
-from napari_peka.gui.section_files import COLUMNS, Added, read_added, row_of, set_patient
+from napari_peka.gui.section_files import COLUMNS, Added, read_added, row_of
 from napari_peka.gui.session import OpenSection, Session
 from napari_peka.gui.words import in_the_window
 
@@ -186,7 +186,7 @@ class SectionPanel(QWidget):
 
     def _edited(self, cell: QTableWidgetItem) -> None:
         if not self._filling and cell.column() == _PATIENT:
-            set_patient(self.session.sections()[cell.row()], cell.text().strip())
+            self.session.sections()[cell.row()].name_patient(cell.text().strip())
             self.session.sections_changed.emit()
 
     def _show(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from qtpy.QtCore import QObject, Signal
 
-from napari_peka.gui import layers, section_layers
+from napari_peka.gui import layers
 from napari_peka.gui.aside import Aside
 from napari_peka.gui.session import OpenSection
 
@@ -41,13 +41,13 @@ class SectionSlides(QObject):
     def show(self, item: OpenSection) -> None:
         """Show a section's slide; it is made, at the bottom, where there is none."""
         fingerprint = item.section.slide.fingerprint
-        self._hide_others(fingerprint)
+        layers.show_only(self.viewer, item.section.slide)
         if any(_shows(x, fingerprint) for x in self.viewer.layers):
             self._opening.forget()
         else:
             slide = item.section.slide
             self._opening.ask(partial(_open, slide.path, slide.mpp))
-        self.viewer.reset_view()
+        self._look_at(fingerprint)
 
     def _opened(self, slide: Any) -> None:
         if any(_shows(x, slide.fingerprint) for x in self.viewer.layers):
@@ -59,13 +59,12 @@ class SectionSlides(QObject):
         if active is not None:
             self.viewer.layers.selection.active = active
         layers.show_scale_bar(self.viewer)
-        self.viewer.reset_view()
+        self._look_at(slide.fingerprint)
 
-    def _hide_others(self, fingerprint: str) -> None:
-        for layer in self.viewer.layers:
-            slide, of = layers.slide_of(layer), section_layers.fingerprint_of(layer)
-            if slide is not None or of is not None:
-                layer.visible = fingerprint == (of if slide is None else slide.fingerprint)
+    def _look_at(self, fingerprint: str) -> None:
+        """Show all that lies on a section's slide, and beside it while a model learns."""
+        own = [x for x in self.viewer.layers if x.visible and layers.fingerprint_of(x) == fingerprint]
+        self.viewer.reset_view(layers=own or None)
 
 
 def _shows(layer: Any, fingerprint: str) -> bool:

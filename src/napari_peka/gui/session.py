@@ -43,6 +43,19 @@ class OpenSection:
     request: dict[str, Any] = field(default_factory=dict)
     given: dict[str, Any] | None = None
 
+    def name_patient(self, patient: str) -> None:
+        """Say whose the section is; an empty name: nobody says."""
+        s = self.section
+        s.patient_id, s.patient_named = patient or s.section_id, bool(patient)
+        s.warnings = [w for w in s.warnings if not w.startswith("nobody says whose")]
+        if patient:
+            self.request["patient"] = patient
+        else:
+            self.request.pop("patient", None)
+            s.warnings.append(
+                "nobody says whose this section is: taken for a patient of its own; write it in the table"
+            )
+
 
 class Session:
     """What is open in a viewer.
@@ -119,6 +132,8 @@ class Session:
             name = self.name_apart(item)
             old = self._sections.get(name)
             self._sections[name] = item
+            if old is not None and old.section.patient_named and not item.section.patient_named:
+                item.name_patient(old.section.patient_id)  # who said it meant this file
             if old is not None and old.section is not item.section:
                 old.section.close()
         self.sections_changed.emit()
@@ -129,7 +144,7 @@ class Session:
 
         section = item.section
         known = self._sections.get(section.section_id)
-        if known is not None and known.section.path != section.path:
+        if known is not None and known.section.path.resolve() != section.path.resolve():
             name_apart(section, self._sections)
         return section.section_id
 

@@ -216,17 +216,20 @@ def read_session(path: Path | str, *, progress: Progress = NULL) -> Opened:
 
 
 def show_session(session: Session, opened: Opened) -> None:
-    """Show what was opened: layers are added, nothing that is there is taken away."""
+    """Show what was opened: layers are added, and what is there stays, but for maps that the session has too."""
     viewer = session.viewer
     with session.at_once():
         for said, slide, regions in opened.slides:
-            data, settings, _ = layers.slide_layer(slide, said.tissue_threshold)
-            viewer.add_image(data, **(settings | {"visible": said.visible, "opacity": said.opacity}))
+            if layers.layer_of_slide(viewer, slide.fingerprint) is None:  # one that is open stays as it is
+                data, settings, _ = layers.slide_layer(slide, said.tissue_threshold)
+                viewer.add_image(data, **(settings | {"visible": said.visible, "opacity": said.opacity}))
             # a dock that is open may have brought them back by itself
             if regions and slide.resolution is not None and session.regions_of(slide) is None:
                 data, settings, _ = region_layers.regions_layer(slide, regions)
                 viewer.add_shapes(data, **settings)
         for kept, prediction, score in opened.maps:
+            for old in [x for x in viewer.layers if layers.output_of(x) == prediction.path]:
+                viewer.layers.remove(old)  # the same map, as it was seen when the session was saved
             gene = map_layers.best_gene(prediction, [g for g in (kept.gene,) if g])
             look = Look.from_json(kept.look)
             data, settings, _ = map_layers.heatmap_layer(prediction, gene, look)

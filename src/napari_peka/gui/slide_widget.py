@@ -110,6 +110,7 @@ class SlideWidget(Dock):
         self.slide.activated.connect(self._show_only)
         self.open_button.clicked.connect(self.ask_open)
         self._opening.opened.connect(self.slide.choose)
+        self._opening.opened.connect(self._nothing_failed)
         self._opening.failed.connect(self._not_opened)
         self.set_button.clicked.connect(self._set_mpp)
         self.spots_button.clicked.connect(self._offer_spots)
@@ -191,7 +192,7 @@ class SlideWidget(Dock):
         """Show the slide that a person chose, and hide others: they lie at the same place."""
         if (slide := layers.slide_of(self.slide.layer())) is not None:
             layers.show_only(self.viewer, slide)
-            self.viewer.reset_view()
+            self.viewer.reset_view(layers=[self.slide.layer()])
 
     def _bring_regions_back(self, slide: Any) -> None:
         path = regions_path(slide.path)
@@ -249,11 +250,12 @@ class SlideWidget(Dock):
             return
         layers.set_resolution(layer, opened)
         layers.show_scale_bar(self.viewer)
+        factor = np.array(layer.scale, float)[:2] / before
         for other in self.viewer.layers:
             if any(layers.is_part_of(other, kind, slide) for kind in ("regions", "tissue", "associated")):
                 layers.adopt(other, opened)
-                layers.rescale(other, np.array(layer.scale, float)[:2] / before)
-        self.viewer.reset_view()
+                layers.rescale(other, factor)
+        layers.keep_view(self.viewer, factor)
         self._slide_changed()
         self.session.layers_changed.emit()
         if any(layers.is_map_of(x, slide) for x in self.viewer.layers):
@@ -413,6 +415,9 @@ class SlideWidget(Dock):
             self._greeted = [x for x in self._greeted if x in self.viewer.layers]
             self._follow()
             self._tell_beside()
+
+    def _nothing_failed(self, *_: object) -> None:
+        self._fail(None)
 
     def _fail(self, error: BaseException | str | None) -> None:
         text = "" if error is None else error if isinstance(error, str) else sentence(error)

@@ -167,8 +167,12 @@ class SpotView:
         else:
             self._leave_grid()
         for layer in self._own():
+            if layers.kept(layer).get("hidden"):  # another slide is looked at
+                continue
             kind = spot_layers.kind_of(layer)
             visible = self._mode != SIDE_BY_SIDE if kind is None else self._mode in (kind, SIDE_BY_SIDE)
+            if visible and layers.is_aside(self.viewer, layer):
+                layers.kept(layer)["hidden"], visible = True, False
             if layer.visible != visible:
                 layer.visible = visible
             if kind is not None and visible:
@@ -203,7 +207,8 @@ class SpotView:
         if self._view is None:
             self._view = self.viewer.camera.center, self.viewer.camera.zoom
             self.viewer.grid.enabled = True
-            self.viewer.reset_view()
+            spots = [x for x in self._own() if spot_layers.kind_of(x) is not None]
+            self.viewer.reset_view(layers=spots or None)  # what is compared, as large as it can be
 
     def _leave_grid(self) -> None:
         if self._view is not None:

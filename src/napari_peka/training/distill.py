@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,16 @@ def _train(
     loop: Loop, title: str, resume: bool, finish: bool, on_epoch: OnEpoch | None, on_look: OnLook | None,
     progress: Progress,
 ) -> History:  # fmt: skip
-    if on_look is not None and (before := loop.look_before(progress)) is not None:
-        on_look(before)
+    # of a run that goes on, what was seen is shown again
+    seen = loop.looks(resume) if on_look is not None else []
+    if on_look is not None and not seen and (before := loop.look_before(progress)) is not None:
+        seen = [before]
+        loop.keep_look(before)
     if resume:
         loop.load()
+    for look in seen:
+        if on_look is not None and look.epoch <= len(loop.history.epochs):
+            on_look(replace(look, entry=loop.history.epochs[look.epoch - 1] if look.epoch else None))
     first, per_epoch, epochs = len(loop.history.epochs), len(loop.pairs.train), loop.config.epochs
     if not (finish and first):
         progress.stage(title, per_epoch * epochs, done=per_epoch * first)
@@ -114,6 +121,7 @@ def _train(
             loop.judge(on_epoch)
             loop.save()
             if on_look is not None and loop.look is not None:
+                loop.keep_look(loop.look)
                 on_look(loop.look)
     loop.keep()
     return loop.history

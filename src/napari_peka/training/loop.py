@@ -6,6 +6,7 @@ epoch, so a run that was killed and resumed ends at the weights of one that was 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -20,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lightning_fabric import Fabric
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 from torch import nn
 
 from napari_peka.config import HOW_TO_RUN, TrainConfig
@@ -145,6 +148,41 @@ class Loop:
         if entry is None:
             return Look(0, rows, predicted, self._probe(seen, validation))
         return Look(entry.epoch, rows, predicted, entry.val_pcc, entry)
+
+    def looks(self, resume: bool) -> list[Look]:
+        """Return what was seen of the same spots before an interruption, from the untrained encoder on; without curves.
+
+        What cannot be read any more is not shown: it decides nothing.
+        """
+        found: list[Look] = []
+        if self.watch is None or not resume or not self.fabric.is_global_zero:
+            return found
+        while (path := self._look_file(len(found))).exists():
+            try:
+                kept = load(path.read_bytes())
+                found.append(
+                    Look(len(found), kept["rows"], kept["predicted"].astype(np.float32), float(kept["val_pcc"]))
+                )
+            except (OSError, SafetensorError, KeyError, ValueError):
+                break
+        return found
+
+    def keep_look(self, look: Look) -> None:
+        """Keep what was seen, to be shown again after an interruption."""
+        tensors = {
+            "rows": np.ascontiguousarray(look.rows), "predicted": look.predicted.astype(np.float16),
+            "val_pcc": np.array(look.val_pcc, np.float32),
+        }  # fmt: skip
+        files.make_folder(self.path.parent)
+        files.write_whole(self._look_file(look.epoch), save(tensors))
+
+    def _look_file(self, epoch: int) -> Path:
+        watch = self.watch
+        assert watch is not None
+        known = hashlib.sha256(self.pairs.digest.encode())
+        known.update(b"" if watch.rows is None else np.ascontiguousarray(watch.rows).tobytes())
+        known.update(np.ascontiguousarray(watch.expression).tobytes())
+        return self.path.parent / f"look-{known.hexdigest()[:12]}-{epoch}.safetensors"
 
     def _embed_plain(self, rows: Rows) -> npt.NDArray[np.float32]:
         size = self.config.batch_size

@@ -108,12 +108,11 @@ class Paired:
         """Sections of which nobody says whose they are: each is taken for a patient of its own."""
         return [s.section_id for s in self.sections if not s.patient_named]
 
-    @property
-    def whose(self) -> str:
-        """Whose the spots are, in words."""
+    def whose(self, rows: npt.NDArray[np.bool_] | None = None) -> str:
+        """Return whose the spots are, or some of them, in words."""
         if self.unnamed:
             return "patients that nobody named"
-        patients = sorted(set(self.patient.tolist()))
+        patients = sorted(set(self.patient[slice(None) if rows is None else rows].tolist()))
         return f"{len(patients)} patients" if patients[1:] else f"patient {patients[0]}"
 
     @cached_property

@@ -105,7 +105,7 @@ def plan_split(paired: Paired, hold_out: str | None) -> Split:
     """
     section, patient = list(paired.section), list(paired.patient)
     n = len(paired.sections)
-    of = f"{n} section{'s' * (n > 1)} of {paired.whose}"
+    of = f"{n} section{'s' * (n > 1)} of {paired.whose()}"
     if hold_out is None:
         tests = [s.section_id for s in paired.sections if s.split.casefold() == "test"]
         hold_out = ", ".join(tests) or ("section" if n > 1 else "block")

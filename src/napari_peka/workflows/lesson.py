@@ -240,5 +240,6 @@ def seconds_needed(speed: Speed, extent: Extent, config: TrainConfig) -> tuple[f
             held = trains * config.validation_share
             total += config.epochs * ((trains - held) * speed.learn_s + (held + looks) * speed.look_s)
             total += embed + trains * speed.look_s
+            total += (trains + looks) * speed.look_s  # the encoder as it is, before the first epoch
     low, high = total * (1 - UNCERTAIN), total * (1 + UNCERTAIN)
     return float(np.floor(low)), float(np.ceil(high))

@@ -79,7 +79,7 @@ def save_outcome(
     spec = BundleSpec(
         schema=1,
         name=name,
-        description=_description(learnt, paired, config),
+        description=_description(learnt, paired, outcome.train, config),
         licence=f"encoder: {card.licence}",
         encoder={"name": card.name, "sha256": _weights_sha256(card), "revision": card.revision},
         preprocessing={
@@ -131,7 +131,7 @@ def save_refit(
     n = len(paired.sections)
     share = head.record.get("share_of_correction")
     kept = "from nothing" if share is None else f"levels, and {share:.0%} of what these spots say beyond"
-    how = f"Its gene head was refitted on {n} section{'s' * (n > 1)} of {paired.whose} ({kept})."
+    how = f"Its gene head was refitted on {n} section{'s' * (n > 1)} of {paired.whose()} ({kept})."
     spec = BundleSpec(
         schema=1,
         name=name,
@@ -202,10 +202,10 @@ def _read_out(
     return outcome.head, layers, own, config.features
 
 
-def _description(learnt: Learnt, paired: Paired, config: TrainConfig) -> str:
+def _description(learnt: Learnt, paired: Paired, train: npt.NDArray[np.bool_], config: TrainConfig) -> str:
     how = "frozen" if learnt.spec.kind == "none" else f"adapted ({learnt.spec.kind}, teacher {config.teacher})"
-    n = len(paired.sections)
-    return f"{learnt.card.name} {how}, trained on {n} section{'s' * (n > 1)} of {paired.whose}."
+    n = len(np.unique(paired.section[train]))
+    return f"{learnt.card.name} {how}, trained on {n} section{'s' * (n > 1)} of {paired.whose(train)}."
 
 
 def _residual_q90(report: EvaluationReport) -> npt.NDArray[np.float32]:
