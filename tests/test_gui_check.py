@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import tifffile
 
 pytest.importorskip("napari", reason="napari is not installed (pip install 'napari-peka[gui]')")
 pytest.importorskip("pytestqt")
@@ -35,8 +36,21 @@ pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning
 
 
 @pytest.fixture(scope="module")
-def st(shared_data):
-    return shared_data / "st"
+def st(shared_data, tmp_path_factory):
+    """C4 and C5, the image of C5 as a tiled TIFF: a JPEG is decoded as a whole by each test that opens it."""
+    folder = tmp_path_factory.mktemp("st")
+    for name in ("C4.jpg", "C4.tsv.gz", "C4_selection.tsv", "C5.tsv.gz", "C5_selection.tsv"):
+        (folder / name).symlink_to(shared_data / "st" / name)
+    with peka.open_slide(shared_data / "st" / "C5.jpg") as slide:
+        image = slide.read_level(0, 0, 0, *slide.shape)
+    with tifffile.TiffWriter(folder / "C5.tif") as writer:
+        for factor in (1, 4, 16):
+            level = np.ascontiguousarray(image[::factor, ::factor])
+            writer.write(
+                level, tile=(256, 256), photometric="rgb", compression="jpeg", compressionargs={"level": 95},
+                subfiletype=int(factor > 1), metadata=None,
+            )  # fmt: skip
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +63,7 @@ def mpp(st):
 def map_path(st, mpp, tiny_model, tmp_path_factory):
     """C5 by the tiny model: 5 genes, predicted by chance."""
     path = tmp_path_factory.mktemp("maps") / "C5.peka.zarr"
-    with peka.open_slide(st / "C5.jpg", mpp=mpp) as slide:
+    with peka.open_slide(st / "C5.tif", mpp=mpp) as slide:
         peka.predict(slide, tiny_model, output=path, config=peka.PredictConfig(device="cpu"))
     return path
 
@@ -65,7 +79,7 @@ def dock(viewer):
 
 
 def add_slide(viewer, st, mpp):
-    data, settings, _ = layers.slide_layer(peka.open_slide(st / "C5.jpg", mpp=mpp))
+    data, settings, _ = layers.slide_layer(peka.open_slide(st / "C5.tif", mpp=mpp))
     return viewer.add_image(data, **settings)
 
 
@@ -115,7 +129,7 @@ def test_what_is_missing_is_said(viewer, dock, qtbot, st, mpp, map_path):
     assert dock.form.about.text() == NO_SPOTS
     dock.open_section(st / "C4.tsv.gz")
     wait_for(qtbot, lambda: bool(dock.error))
-    assert "C4 was measured on C4.jpg, and the map was predicted on C5.jpg" in dock.error
+    assert "C4 was measured on C4.jpg, and the map was predicted on C5.tif" in dock.error
     assert dock.form.error.text() == dock.error
     assert dock.check is None
     assert session_of(viewer).sections() == []

@@ -59,6 +59,7 @@ def until(condition) -> None:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_the_first_five_minutes(desk, sample, tmp_path):
     viewer, svs = desk.viewer, shutil.copy(sample, tmp_path / "case.svs")
 

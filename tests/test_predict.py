@@ -90,7 +90,7 @@ def test_what_differs_is_said_without_hashes(whole, slide, tiny_model):
     other = CONFIG.model_copy(update={"stride_px": 32})
     with pytest.raises(OutputMismatch) as e:
         peka.predict(slide, tiny_model, output=whole.path, config=other)
-    assert "stride_px None, now 32" in str(e.value)
+    assert "belongs to another run, with tiles of another size or distance; choose" in str(e.value)
     assert "--overwrite" in str(e.value)
     assert not re.search(r"[0-9a-f]{12}", str(e.value).replace(str(whole.path), ""))
 

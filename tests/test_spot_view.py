@@ -26,7 +26,9 @@ def check(prediction=None, section=None) -> SimpleNamespace:
     centre = np.argwhere(np.ones((3, 4))) * 300.0 + 100.5
     return SimpleNamespace(
         prediction=prediction or SimpleNamespace(tiles=SimpleNamespace(slide_mpp=(0.5, 0.25))),
-        section=section or SimpleNamespace(spot_diameter_um=55.0, slide=SimpleNamespace(mpp=(0.5, 0.25))),
+        section=section or SimpleNamespace(
+            spot_diameter_um=55.0, slide=SimpleNamespace(mpp=(0.5, 0.25), fingerprint="a")
+        ),
         centre_yx=centre, spot_ids=tuple(f"spot {i}" for i in range(N)), unit="log1p CP10K",
     )  # fmt: skip
 
