@@ -195,8 +195,7 @@ def test_a_model_is_learnt_used_and_checked_as_a_biologist_does(bench, shared_da
     bench.front("check")
     check = bench.check
     check.open_section(st / "C5.tsv.gz")
-    bench.wait(lambda: check.check is not None)
-    assert "never saw" in check.form.about.text()
+    bench.wait(lambda: check.check is not None and "never saw" in check.form.about.text())
     assert len(session.sections()) == 3
     gene = check.check.genes[0]
     check.pick(gene)
