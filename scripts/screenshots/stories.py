@@ -181,9 +181,7 @@ def check(stage: Stage, case: Case, work: Path) -> None:
         hands.wait(lambda: not hands.says(dock, "attainable …"))
         press(dock, mode)
         hands.pause(1.0)
-        if mode == "side by side":
-            stage.viewer.reset_view()
-        else:
+        if mode != "side by side":
             _see(stage, case.checked)
         stage.bring_up(dock, row(dock, "Order by" if mode == "predicted" else "Show"))
         stage.shoot(name)

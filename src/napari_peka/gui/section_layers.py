@@ -97,7 +97,7 @@ def show_learning(
     layer: Any, gene: str, unit: str, values: npt.NDArray[np.floating], limits: tuple[float, float], more: str = ""
 ) -> None:
     """Colour the spots of a :func:`learning_layer`, in place."""
-    title = _title(f"{gene}\n{kind_of(layer)}", np.asarray(layer.data))
+    title = _title(str(kind_of(layer)), np.asarray(layer.data))  # which gene, the dock says: more words would not fit
     layer.features = {"value": np.asarray(values, np.float64), "title": title}
     layer.face_contrast_limits = limits
     layer.face_color = "value"

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from napari_peka.workflows.check import Check, Place
 
 SIDE_BY_SIDE = "side by side"
+#: share of a field that is left free around the spots, for its colour bar
+_BESIDE_BARS = 0.3
 
 
 class SpotView:
@@ -208,7 +210,7 @@ class SpotView:
             self._view = self.viewer.camera.center, self.viewer.camera.zoom
             self.viewer.grid.enabled = True
             spots = [x for x in self._own() if spot_layers.kind_of(x) is not None]
-            self.viewer.reset_view(layers=spots or None)  # what is compared, as large as it can be
+            self.viewer.reset_view(layers=spots or None, margin=_BESIDE_BARS)  # what is compared, as large as it can be
 
     def _leave_grid(self) -> None:
         if self._view is not None:
