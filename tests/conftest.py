@@ -45,6 +45,8 @@ def _own_models_folder(tmp_path_factory, monkeypatch):
     """No test sees the models of whoever runs it, and none reaches a hub."""
     monkeypatch.setenv("NAPARI_PEKA_MODELS", str(tmp_path_factory.getbasetemp() / "models"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # what is tested of it says so: it compiles for seconds, which a small slide does not win back
+    monkeypatch.setenv("NAPARI_PEKA_BACKEND", "torch")
     monkeypatch.setenv("NAPARI_PEKA_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 

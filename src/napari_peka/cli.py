@@ -206,6 +206,7 @@ def predict(
     mpp: Mpp = None,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    backend: Annotated[str, typer.Option(help="What runs the encoder: auto, torch or openvino.")] = "auto",
     batch_size: Annotated[int | None, typer.Option(help="Tiles a forward pass.")] = None,
     stride_px: Annotated[
         int | None,
@@ -234,8 +235,8 @@ def predict(
     from napari_peka.workflows.many import check_names
 
     config = PredictConfig(
-        device=device, precision=precision, batch_size=batch_size, stride_px=stride_px, min_tissue=min_tissue,
-        find_tissue=find_tissue, tissue_threshold=tissue_threshold,
+        device=device, precision=precision, backend=backend, batch_size=batch_size, stride_px=stride_px,
+        min_tissue=min_tissue, find_tissue=find_tissue, tissue_threshold=tissue_threshold,
     )  # fmt: skip
     check_names(slides)
     loaded = _model(model)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from napari_peka.core.errors import SettingError, near_names
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Backend = Literal["auto", "torch", "openvino"]
 AdapterKind = Literal["none", "bone", "bat", "lora", "adalora", "hra", "dora", "full"]
 Unit = Literal["log1p CP10K", "log2(1+CP10K)", "log1p counts"]
 Device = Annotated[str, Field(pattern=r"^(auto|(cpu|cuda|mps)(:\d+)?)$", description="auto, cpu, cuda, cuda:1 or mps")]
@@ -32,6 +33,9 @@ class PredictConfig(Settings):
     device: Device = "auto"
     precision: Precision = Field(
         "auto", description="number format of the encoder; auto: bf16 where the machine has it"
+    )
+    backend: Backend = Field(
+        "auto", description="what runs the encoder; auto: openvino on a CPU where it is installed, else torch"
     )
     batch_size: int | None = Field(None, ge=1, le=4096, description="tiles a forward pass; halved when memory runs out")
     stride_px: int | None = Field(

@@ -73,11 +73,13 @@ def _python() -> Finding:
 def _torch() -> Finding:
     import torch
 
+    from napari_peka.models.backends import choose_backend
     from napari_peka.models.encoder import choose_device, choose_precision
 
     device = choose_device("auto")
-    precision = str(choose_precision("auto", device)).removeprefix("torch.")
-    text = f"torch {torch.__version__}, device {device}, precision {precision}"
+    dtype = choose_precision("auto", device)
+    precision, backend = str(dtype).removeprefix("torch."), choose_backend("auto", device, dtype)
+    text = f"torch {torch.__version__}, device {device}, precision {precision}, encoders run by {backend}"
     if device.type == "cuda":
         name, memory = torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory
         return f"{text}, {name} with {memory / 1e9:.0f} GB", None

@@ -104,6 +104,9 @@ class Forward:
         Tiles a pass; None: 32 on a CPU, 128 on an accelerator.
     digest
         What the module computes, in the words of :attr:`Model.embedding_digest`; empty: nobody asks.
+    backend
+        What runs the encoder inside the module; another than ``"torch"`` computes in `dtype` by itself, and the rest of
+        the module stays in float32.
     """
 
     def __init__(
@@ -113,16 +116,22 @@ class Forward:
         dtype: torch.dtype,
         batch_size: int | None = None,
         digest: str = "",
+        backend: str = "torch",
     ) -> None:
-        self._build, self.device, self.dtype, self.digest = build, device, dtype, digest
+        self._build, self.device, self.dtype, self.digest, self.backend = build, device, dtype, digest, backend
         self.batch_size = batch_size or (32 if device.type == "cpu" else 128)
         self.brake = Brake()
+
+    @property
+    def precision(self) -> str:
+        """Number format, and who computes in it where that is not PyTorch: what decides the last digits."""
+        return ", ".join([str(self.dtype).removeprefix("torch."), *([self.backend] * (self.backend != "torch"))])
 
     @cached_property
     def module(self) -> torch.nn.Module:
         """The module, on its device."""
         module = self._build().to(self.device).eval()
-        if self.device.type == "cpu" and self.dtype == torch.bfloat16:
+        if self.device.type == "cpu" and self.dtype == torch.bfloat16 and self.backend == "torch":
             module = module.to(self.dtype)  # weights too: autocast would convert them at every pass
         for layer in module.modules():
             layer.register_forward_pre_hook(self.brake)

@@ -19,19 +19,21 @@ from napari_peka.core import files
 from napari_peka.core.errors import StoreError
 
 ENVIRONMENT = "NAPARI_PEKA_CACHE"
-TILES, EMBEDDINGS, IMAGES = "tiles", "embeddings", "images"
-_KINDS = {TILES: "tiles", EMBEDDINGS: "embeddings", IMAGES: "image"}
+TILES, EMBEDDINGS, IMAGES, COMPILED = "tiles", "embeddings", "images", "compiled"
+_KINDS = {TILES: "tiles", EMBEDDINGS: "embeddings", IMAGES: "image", COMPILED: "compiled encoder"}
 #: names that this package gives; anything else in the folders is somebody's own and never touched
 _NAMES = {
     TILES: re.compile(r".*-[0-9a-f]{16}\.zarr", re.DOTALL),
     EMBEDDINGS: re.compile(r".*-[0-9a-f]{16}\.safetensors", re.DOTALL),
     IMAGES: re.compile(r"[0-9a-f]{32}\.png"),
+    COMPILED: re.compile(r"[a-z]+-[0-9a-f]{16}-[0-9a-f]{8}\.[a-z]+"),
 }
 #: what a killed run left half-written
 _UNFINISHED = {
     TILES: re.compile(r"\.[0-9a-f]{8}\..*-[0-9a-f]{16}\.zarr", re.DOTALL),
     EMBEDDINGS: re.compile(r"\..*-[0-9a-f]{16}\.safetensors\.[0-9a-f]{8}\.tmp", re.DOTALL),
     IMAGES: re.compile(r"\.[0-9a-f]{32}\.png\.[0-9a-f]{8}\.tmp"),
+    COMPILED: re.compile(r"\.[a-z]+-[0-9a-f]{16}-[0-9a-f]{8}\.[a-z]+\.[0-9a-f]{8}\.tmp"),
 }
 _DAY_S = 86_400.0
 #: days after which nobody is still writing something unfinished
@@ -48,8 +50,8 @@ class Cached:
         File or folder name.
     kind
         "tiles" (one section's, cut at one size), "embeddings" (of a section's spots, by one model), "image" (out of a
-        file), or "unfinished" (of a killed run, or of one
-        that is writing it now).
+        file), "compiled encoder" (by another engine than PyTorch), or "unfinished" (of a killed run, or of one that is
+        writing it now).
     size_bytes
         Bytes on the disk.
     age_days
@@ -80,7 +82,7 @@ def kept_in(kind: str, cache: Path | None = None) -> Path:
     Parameters
     ----------
     kind
-        :data:`TILES`, :data:`EMBEDDINGS` or :data:`IMAGES`.
+        :data:`TILES`, :data:`EMBEDDINGS`, :data:`IMAGES` or :data:`COMPILED`.
     cache
         The cache; None: :func:`cache_folder`.
 

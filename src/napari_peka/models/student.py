@@ -56,6 +56,10 @@ class Student(nn.Module):
         self.rotations, self.views = rotations, tuple(views)
         self.normalise = Normaliser(mean, std)
 
+    def px(self, size: int) -> int:
+        """Return the side of the images that the encoder is given, of tiles of `size` px."""
+        return round(size / max(self.views))
+
     def embed(self, tiles: torch.Tensor) -> torch.Tensor:
         """Return the image embedding of uint8 tiles ``(b, S, S, 3)``, shape ``(b, d * len(views))``.
 
@@ -74,8 +78,8 @@ class Student(nn.Module):
 
     def _crop(self, tiles: torch.Tensor, width: float) -> torch.Tensor:
         """Return the middle of the tiles as the encoder takes it: ``(b, px, px, 3)``, uint8 or float32."""
-        side, widest = tiles.shape[1], max(self.views)
-        px, crop = round(side / widest), round(side * width / widest)
+        side = tiles.shape[1]
+        px, crop = self.px(side), round(side * width / max(self.views))
         at = (side - crop) // 2
         middle = tiles[:, at : at + crop, at : at + crop]
         if crop == px:

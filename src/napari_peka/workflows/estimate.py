@@ -162,7 +162,7 @@ def estimate(
         computing_s=computing,
         device=device.name,
         device_name=device.title,
-        precision=str(forward.dtype).removeprefix("torch."),
+        precision=forward.precision,
         memory_free=device.free,
         result_bytes=len(table) * (2 * model.head.embedding_dims + _BYTES_A_TILE) + model.head.weights.nbytes,
         state=there.state,

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from napari_peka.infer.engine import Forward
     from napari_peka.io.slide import Slide
     from napari_peka.models.bundle import Model
+    from napari_peka.models.student import Student
 
 #: a slide this many times coarser than what the model reads is worth a warning
 ENLARGED = 1.5
@@ -239,7 +240,7 @@ def load_forward(model: Model, config: PredictConfig | None = None, *, offline: 
     model
         From :func:`load_model`.
     config
-        ``device``, ``precision`` and ``batch_size`` count.
+        ``device``, ``precision``, ``backend`` and ``batch_size`` count.
     offline
         Never fetch the encoder's weights from the network.
 
@@ -247,8 +248,11 @@ def load_forward(model: Model, config: PredictConfig | None = None, *, offline: 
     ------
     DeviceError
         If the device is not there.
+    SettingError
+        If the backend is not installed, or does not compute on the device.
     """
     from napari_peka.infer.engine import Forward
+    from napari_peka.models.backends import TORCH, choose_backend, compiled
     from napari_peka.models.encoder import choose_device, choose_precision
     from napari_peka.models.student import build_student
 
@@ -256,7 +260,16 @@ def load_forward(model: Model, config: PredictConfig | None = None, *, offline: 
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
     digest = model.embedding_digest
-    return Forward(lambda: build_student(model, offline=offline), device, dtype, config.batch_size, digest)
+    backend = choose_backend(config.backend, device, dtype)
+
+    def build() -> Student:
+        student = build_student(model, offline=offline)
+        if backend != TORCH:
+            px = student.px(model.tile_spec().size_px)
+            student.encoder = compiled(student.encoder, backend, px=px, dtype=dtype, digest=digest)
+        return student
+
+    return Forward(build, device, dtype, config.batch_size, digest, backend)
 
 
 def _check_kinds(slide: object, model: object) -> None:
@@ -338,7 +351,7 @@ def record_of(slide: Slide, model: Model, tiles: TileTable, config: PredictConfi
             "mpp": list(tiles.slide_mpp),
             "tile size": spec,
             "region or tissue": where,
-            "precision": str(forward.dtype).removeprefix("torch."),
+            "precision": forward.precision,
             "device": forward.device.type,
         },
         "slide": {

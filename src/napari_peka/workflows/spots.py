@@ -206,8 +206,7 @@ def _trained(model: Model) -> list[dict[str, object]]:
 def _name(forward: Forward, paired: Paired, number: int, rows: npt.NDArray[np.intp]) -> str:
     """Return the file name of a section's embeddings: after all that decides them."""
     slide = paired.sections[number].slide
-    dtype = str(forward.dtype).removeprefix("torch.")
-    text = " ".join([forward.digest, dtype, forward.device.type, slide.fingerprint, *map(repr, slide.mpp)])
+    text = " ".join([forward.digest, forward.precision, forward.device.type, slide.fingerprint, *map(repr, slide.mpp)])
     digest = hashlib.sha256(text.encode() + np.ascontiguousarray(paired.centre_um[rows]).tobytes())
     return f"{slide.name}-{digest.hexdigest()[:16]}.safetensors"
 
