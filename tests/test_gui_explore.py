@@ -164,6 +164,12 @@ class TestCompare:
         dock.compare.put(0, "ERBB2")
         dock.compare.put(1, "CD74")
         drawn = viewer.add_shapes([[[0, 0], [0, 9], [9, 9]]], shape_type="polygon", units=layers.UM)
+        dock.compare.put(2, "NOSUCHGENE")
+        qtbot.mouseClick(dock.compare.beside_button, Qt.MouseButton.LeftButton)
+        assert "NOSUCHGENE" in dock.compare.said.text()
+        assert drawn.visible
+        assert not viewer.grid.enabled
+        dock.compare.put(2, "")
         before, opacity, size = list(viewer.layers), heat.opacity, heat.colorbar.size
         qtbot.mouseClick(dock.compare.beside_button, Qt.MouseButton.LeftButton)
         added = [x for x in viewer.layers if x not in before]

@@ -82,12 +82,12 @@ def show_beside(viewer: Any, layer: Any, genes: Sequence[str]) -> str:
         viewer.layers.remove(old)
     if prediction is None or not genes:
         return ""
-    aside = [x for x in viewer.layers if x.visible and x is not layer and layers.slide_of(x) is None]
-    for other in aside:  # regions and blends would have a view each
-        other.visible = False
     look = map_layers.look_of(layer)
     shown = layers.gene_of(layer)  # it has a view already
     others = [g for g in genes if prediction.genes[prediction.head.index(g)] != shown]
+    aside = [x for x in viewer.layers if x.visible and x is not layer and layers.slide_of(x) is None]
+    for other in aside:  # regions and blends would have a view each
+        other.visible = False
     for data, settings, _ in [map_layers.heatmap_layer(prediction, gene, look) for gene in others]:
         map_layers.show_small_bar(viewer.add_image(data, **map_layers.as_beside(settings)))
     map_layers.show_small_bar(layer)

@@ -223,6 +223,8 @@ def show_session(session: Session, opened: Opened) -> None:
             if layers.layer_of_slide(viewer, slide.fingerprint) is None:  # one that is open stays as it is
                 data, settings, _ = layers.slide_layer(slide, said.tissue_threshold)
                 viewer.add_image(data, **(settings | {"visible": said.visible, "opacity": said.opacity}))
+            else:
+                slide.close()
             # a dock that is open may have brought them back by itself
             if regions and slide.resolution is not None and session.regions_of(slide) is None:
                 data, settings, _ = region_layers.regions_layer(slide, regions)

@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +26,6 @@ from torch import nn
 
 from napari_peka.core import files
 from napari_peka.core.errors import SettingError
-from napari_peka.io import cache
 
 ENVIRONMENT = "NAPARI_PEKA_BACKEND"
 TORCH, OPENVINO = "torch", "openvino"
@@ -106,7 +106,9 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     return name
 
 
-def compiled(encoder: nn.Module, backend: str, *, px: int, dtype: torch.dtype, digest: str) -> nn.Module:
+def compiled(
+    encoder: nn.Module, backend: str, *, px: int, dtype: torch.dtype, digest: str, folder: Path
+) -> nn.Module:  # fmt: skip
     """Return a module that computes what an encoder does, by an engine.
 
     Parameters
@@ -120,12 +122,13 @@ def compiled(encoder: nn.Module, backend: str, *, px: int, dtype: torch.dtype, d
     dtype
         Number format to compute in; what comes in and out is float32.
     digest
-        What the encoder computes: what was compiled of the same is taken from the cache.
+        What the encoder computes.
+    folder
+        Where what was compiled is kept: of the same encoder it is taken again.
     """
     said = f"{backend} {_version(backend)} torch {torch.__version__} {digest} {px} {dtype}"
     key = hashlib.sha256(said.encode()).hexdigest()[:16]
-    place = cache.kept_in(cache.COMPILED) / f"{backend}-{key}"
-    return Compiled(ENGINES[backend].compile(encoder, px, dtype, place))
+    return Compiled(ENGINES[backend].compile(encoder, px, dtype, folder / f"{backend}-{key}"))
 
 
 class Compiled(nn.Module):
@@ -217,7 +220,8 @@ def _kept_program(core: Any, path: Path, options: dict[str, Any]) -> Any:
         program = core.import_model(io.BytesIO(kept), "CPU", options)
     except (OSError, RuntimeError):
         return None
-    cache.touch(path)
+    with suppress(OSError):  # what was used last goes last from the cache
+        os.utime(path)
     return program
 
 

@@ -22,6 +22,7 @@ from napari_peka.core.geometry import Block, TileTable
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.infer.schedule import Schedule
 from napari_peka.infer.tissue import Tissue, find_tissue
+from napari_peka.io.cache import COMPILED, kept_in
 from napari_peka.io.regions import check_region
 from napari_peka.io.store import (
     FORMAT,
@@ -266,7 +267,9 @@ def load_forward(model: Model, config: PredictConfig | None = None, *, offline: 
         student = build_student(model, offline=offline)
         if backend != TORCH:
             px = student.px(model.tile_spec().size_px)
-            student.encoder = compiled(student.encoder, backend, px=px, dtype=dtype, digest=digest)
+            student.encoder = compiled(
+                student.encoder, backend, px=px, dtype=dtype, digest=digest, folder=kept_in(COMPILED)
+            )
         return student
 
     return Forward(build, device, dtype, config.batch_size, digest, backend)
