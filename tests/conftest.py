@@ -25,7 +25,12 @@ GENES = ("ERBB2", "KRT8", "COL1A1", "MKI67", "CD3E")
 
 
 def pytest_configure(config):
-    """Give each process of a parallel run on a virtual screen one of its own: on a screen one window has the focus."""
+    """Have encoders run by torch; give each process of a parallel run on a virtual screen one of its own.
+
+    On a screen one window has the focus.
+    """
+    # tests of other engines say so: they compile for seconds, which a small slide does not win back
+    os.environ["NAPARI_PEKA_BACKEND"] = "torch"
     if not (os.environ.get("PYTEST_XDIST_WORKER") and os.environ.get("DISPLAY") and shutil.which("Xvfb")):
         return
     read, write = os.pipe()
@@ -45,8 +50,6 @@ def _own_models_folder(tmp_path_factory, monkeypatch):
     """No test sees the models of whoever runs it, and none reaches a hub."""
     monkeypatch.setenv("NAPARI_PEKA_MODELS", str(tmp_path_factory.getbasetemp() / "models"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    # what is tested of it says so: it compiles for seconds, which a small slide does not win back
-    monkeypatch.setenv("NAPARI_PEKA_BACKEND", "torch")
     monkeypatch.setenv("NAPARI_PEKA_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 

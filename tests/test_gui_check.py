@@ -78,8 +78,8 @@ def dock(viewer):
     return viewer.window.add_plugin_dock_widget("napari-peka", "Check against spots")[1]
 
 
-def add_slide(viewer, st, mpp):
-    data, settings, _ = layers.slide_layer(peka.open_slide(st / "C5.tif", mpp=mpp))
+def add_slide(viewer, st, mpp, name="C5.tif"):
+    data, settings, _ = layers.slide_layer(peka.open_slide(st / name, mpp=mpp))
     return viewer.add_image(data, **settings)
 
 
@@ -419,10 +419,11 @@ def test_a_section_that_is_open_already_and_closed(viewer, dock, qtbot, st, mpp,
     assert dock.form.about.text() == NO_SPOTS
 
 
-def test_a_model_that_has_seen_the_section_is_said_loudly(viewer, dock, qtbot, st, mpp, tmp_path):
+def test_a_model_that_has_seen_the_section_is_said_loudly(viewer, dock, qtbot, shared_data, mpp, tmp_path):
     import shapely
 
-    add_slide(viewer, st, mpp)
+    st = shared_data / "st"  # it has seen this very file
+    add_slide(viewer, st, mpp, "C5.jpg")
     with peka.read_section(st / "C5.tsv.gz") as section:
         y, x = np.median(section.centre_yx, 0)
         part = shapely.box(x - 700, y - 700, x + 700, y + 700)
