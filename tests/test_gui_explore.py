@@ -56,13 +56,22 @@ def heat(viewer, prediction):
     return viewer.add_image(data, **settings)
 
 
-@pytest.fixture
-def dock(viewer, heat, qtbot) -> ExploreWidget:
+def explore(viewer, qtbot, height=1200) -> ExploreWidget:
     dock = ExploreWidget(viewer)
     qtbot.addWidget(dock)
-    dock.resize(340, 1200)
+    dock.resize(340, height)
     dock.show()
     return dock
+
+
+def show_map(viewer, prediction, gene="ERBB2"):
+    data, settings, _ = map_layers.heatmap_layer(prediction, gene)
+    return viewer.add_image(data, **settings)
+
+
+@pytest.fixture
+def dock(viewer, heat, qtbot) -> ExploreWidget:
+    return explore(viewer, qtbot)
 
 
 def unfold(qtbot, fold, widget) -> None:
@@ -282,16 +291,9 @@ def test_why_nothing_is_found(dock, qtbot):
 def test_a_score_comes_back_with_a_session(make_napari_viewer, prediction, qtbot, tmp_path, first):
     """Docks that are open, or opened later, leave it as it was; nobody picked a gene."""
 
-    def explore(viewer):
-        dock = ExploreWidget(viewer)
-        qtbot.addWidget(dock)
-        dock.show()
-        return dock
-
     viewer = make_napari_viewer()
-    data, settings, _ = map_layers.heatmap_layer(prediction, "ERBB2")
-    layer = viewer.add_image(data, **settings)
-    dock = explore(viewer)
+    layer = show_map(viewer, prediction)
+    dock = explore(viewer, qtbot)
     dock.pick("KRT8")
     viewer.cursor.position = prediction.tiles.centre_um[40]
     dock.sets.pasted.setText("CD74, HLA-DRA NOSUCH")
@@ -301,9 +303,9 @@ def test_a_score_comes_back_with_a_session(make_napari_viewer, prediction, qtbot
     save_session(session_of(viewer), tmp_path / "s.peka.json")
 
     again = make_napari_viewer()
-    later = explore(again) if first == "dock" else None
+    later = explore(again, qtbot) if first == "dock" else None
     show_session(session_of(again), read_session(tmp_path / "s.peka.json"))
-    later = later or explore(again)
+    later = later or explore(again, qtbot)
     qtbot.wait(4 * SETTLE_MS)
     (back,) = [x for x in again.layers if layers.prediction_of(x) is not None]
     assert back.name == layer.name == "pasted genes (mean z)"
@@ -403,14 +405,12 @@ def test_unreadable_tiles_are_shown_on_demand(viewer, qtbot, sample, tiny_model)
     dock = ExploreWidget(viewer)
     qtbot.addWidget(dock)
     dock.show()
-    data, settings, _ = map_layers.heatmap_layer(prediction, "ERBB2")
-    viewer.add_image(data, **settings)
+    show_map(viewer, prediction)
     assert not dock.unreadable.isVisible()
     viewer.layers.clear()
     prediction.read_ok[[3, 8]] = False
     prediction.embeddings[[3, 8]] = np.nan
-    data, settings, _ = map_layers.heatmap_layer(prediction, "ERBB2")
-    heat = viewer.add_image(data, **settings)
+    heat = show_map(viewer, prediction)
     assert dock.unreadable.isVisible()
     assert "2 unreadable" in dock.unreadable.text()
     qtbot.mouseClick(dock.unreadable, Qt.MouseButton.LeftButton, pos=dock.unreadable.rect().center() * 0.1)
@@ -423,12 +423,8 @@ def test_unreadable_tiles_are_shown_on_demand(viewer, qtbot, sample, tiny_model)
 
 
 def test_a_search_begins_at_the_best_gene(viewer, qtbot, prediction):
-    data, settings, _ = map_layers.heatmap_layer(prediction, prediction.genes[1500])
-    viewer.add_image(data, **settings)
-    dock = ExploreWidget(viewer)
-    qtbot.addWidget(dock)
-    dock.resize(340, 500)
-    dock.show()
+    show_map(viewer, prediction, prediction.genes[1500])
+    dock = explore(viewer, qtbot, 500)
     qtbot.keyClicks(dock.search, "c")
     assert dock.genes.rowCount() > 100
     assert dock.table.rowAt(0) == 0
@@ -436,12 +432,8 @@ def test_a_search_begins_at_the_best_gene(viewer, qtbot, prediction):
 
 
 def test_genes_are_ordered_by_what_they_do_on_this_map(viewer, qtbot, prediction):
-    data, settings, _ = map_layers.heatmap_layer(prediction, "ERBB2")
-    heat = viewer.add_image(data, **settings)
-    dock = ExploreWidget(viewer)
-    qtbot.addWidget(dock)
-    dock.resize(340, 500)
-    dock.show()
+    heat = show_map(viewer, prediction)
+    dock = explore(viewer, qtbot, 500)
     assert dock.gene() == "ERBB2"
     table = peka.gene_table(prediction)
     for name in ("spatial structure", "mean on this map", "share of attainable"):
@@ -474,12 +466,8 @@ def test_a_set_of_genes_is_shown_as_a_score(viewer, qtbot, tmp_path, prediction,
     import tifffile
     from qtpy.QtWidgets import QFileDialog
 
-    data, settings, _ = map_layers.heatmap_layer(prediction, "ERBB2")
-    heat = viewer.add_image(data, **settings)
-    dock = ExploreWidget(viewer)
-    qtbot.addWidget(dock)
-    dock.resize(340, 900)
-    dock.show()
+    heat = show_map(viewer, prediction)
+    dock = explore(viewer, qtbot, 900)
     qtbot.mouseClick(dock.set_fold.toggleButton(), Qt.MouseButton.LeftButton)
     qtbot.waitUntil(lambda: dock.sets.show_button.height() > 15, timeout=WAIT_MS)
     assert "PAM50" in [dock.sets.names.itemText(i) for i in range(dock.sets.names.count())]  # some come along
@@ -520,12 +508,8 @@ def test_a_set_of_genes_is_shown_as_a_score(viewer, qtbot, tmp_path, prediction,
 
 
 def test_regions_have_numbers_and_genes_are_ranked_by_their_difference(viewer, qtbot, prediction):
-    data, settings, _ = map_layers.heatmap_layer(prediction, "ERBB2")
-    viewer.add_image(data, **settings)
-    dock = ExploreWidget(viewer)
-    qtbot.addWidget(dock)
-    dock.resize(340, 900)
-    dock.show()
+    show_map(viewer, prediction)
+    dock = explore(viewer, qtbot, 900)
     assert not dock.regions.rank_button.isEnabled()
     y, _ = prediction.tiles.centre_um.mean(0)
     (top, left), (bottom, right) = prediction.tiles.centre_um.min(0) - 99, prediction.tiles.centre_um.max(0) + 99
@@ -577,13 +561,9 @@ def test_a_map_is_exported_from_the_dock(viewer, qtbot, tmp_path, sample, tiny_m
     with peka.open_slide(sample) as slide:
         viewer.add_image(layers.slide_layer(slide)[0], **layers.slide_layer(slide)[1])
         prediction = peka.predict(slide, tiny_model, output=tmp_path / "s.peka.zarr")
-        dock = ExploreWidget(viewer)
-        qtbot.addWidget(dock)
-        dock.resize(340, 700)
-        dock.show()
+        dock = explore(viewer, qtbot, 700)
         assert not dock.exports.isEnabled()
-        data, settings, _ = map_layers.heatmap_layer(prediction, "KRT8")
-        viewer.add_image(data, **settings)
+        show_map(viewer, prediction, "KRT8")
         qtbot.mouseClick(dock.fold.toggleButton(), Qt.MouseButton.LeftButton)
         qtbot.waitUntil(lambda: dock.exports.panel.run_button.height() > 15, timeout=WAIT_MS)
         asked, chosen = [], []

@@ -65,12 +65,13 @@ class CheckWidget(Dock):
 
     def _connect(self) -> None:
         form, session = self.form, self.session
-        for aside, slot in (
-            (self._opening, self._opened), (self._checking, self._checked), (self._looking, self._looked),
-            (self._doubting, self._doubted), (self._scoring, self._scored),
+        for aside, done, failed in (
+            (self._opening, self._opened, self._fail), (self._checking, self._checked, self._not_checked),
+            (self._looking, self._looked, self._fail), (self._doubting, self._doubted, self._fail),
+            (self._scoring, self._scored, self._fail),
         ):  # fmt: skip
-            aside.done.connect(slot)
-            aside.failed.connect(self._fail if aside is not self._checking else self._not_checked)
+            aside.done.connect(done)
+            aside.failed.connect(failed)
         form.map.changed.connect(self._map_changed)
         form.section.currentIndexChanged.connect(self._compare)
         form.file_action.triggered.connect(self._browse_file)

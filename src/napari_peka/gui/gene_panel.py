@@ -143,7 +143,7 @@ class GenePanel(QWidget):
     def _trust_changed(self, *_: object) -> None:
         with self._keeping():
             self.genes.trust(self.trust.currentData())
-        self._tell()
+        self._say_why()
 
     @contextmanager
     def _keeping(self) -> Iterator[None]:
@@ -162,9 +162,9 @@ class GenePanel(QWidget):
             self.table.scrollToTop()
         else:  # back among all genes, the one that is shown is looked for
             self.table.scrollTo(self.table.currentIndex(), QTableView.ScrollHint.PositionAtCenter)
-        self._tell()
+        self._say_why()
 
-    def _tell(self) -> None:
+    def _say_why(self) -> None:
         """Say why nothing is listed, where nothing is, and which gene is meant by a name that others only contain."""
         why, text = "", self.search.text().strip()
         if self._head is not None and text:

@@ -152,12 +152,10 @@ def show_only(viewer: Any, slide: Slide) -> None:
 
 def is_aside(viewer: Any, layer: Any) -> bool:
     """Whether a layer lies on a slide that is hidden while another one is looked at."""
-    own = fingerprint_of(layer)
-    seen = {s.fingerprint: False for s in map(slide_of, viewer.layers) if s is not None}
-    for other in viewer.layers:
-        if (slide := slide_of(other)) is not None:
-            seen[slide.fingerprint] |= bool(other.visible)
-    return own in seen and not seen[own] and any(seen.values())
+    own = layer_of_slide(viewer, fingerprint_of(layer))
+    if own is None or own.visible:
+        return False
+    return any(x.visible and slide_of(x) is not None for x in viewer.layers)
 
 
 def keep_view(viewer: Any, factor_yx: npt.NDArray[np.float64]) -> None:

@@ -137,12 +137,6 @@ def spots_of(layer: Any) -> str | None:
     return entry.get("section") if isinstance(entry, dict) and "spots" in entry else None
 
 
-def fingerprint_of(layer: Any) -> str | None:
-    """Return the fingerprint of the slide on which a layer shows a section's spots, or None."""
-    entry = layer.metadata.get(KEY)
-    return (entry.get("spots") or entry.get("of")) if isinstance(entry, dict) else None
-
-
 def points_xy(layer: Any, mpp: tuple[float, float]) -> FloatArray:
     """Return what was picked in a Points layer as (x, y) in level-0 pixels, in the order of picking.
 

@@ -42,7 +42,7 @@ class SectionSlides(QObject):
         """Show a section's slide; it is made, at the bottom, where there is none."""
         fingerprint = item.section.slide.fingerprint
         layers.show_only(self.viewer, item.section.slide)
-        if any(_shows(x, fingerprint) for x in self.viewer.layers):
+        if layers.layer_of_slide(self.viewer, fingerprint) is not None:
             self._opening.forget()
         else:
             slide = item.section.slide
@@ -50,7 +50,7 @@ class SectionSlides(QObject):
         self._look_at(fingerprint)
 
     def _opened(self, slide: Any) -> None:
-        if any(_shows(x, slide.fingerprint) for x in self.viewer.layers):
+        if layers.layer_of_slide(self.viewer, slide.fingerprint) is not None:
             return
         data, settings, _ = layers.slide_layer(slide)
         active = self.viewer.layers.selection.active
@@ -65,11 +65,6 @@ class SectionSlides(QObject):
         """Show all that lies on a section's slide, and beside it while a model learns."""
         own = [x for x in self.viewer.layers if x.visible and layers.fingerprint_of(x) == fingerprint]
         self.viewer.reset_view(layers=own or None)
-
-
-def _shows(layer: Any, fingerprint: str) -> bool:
-    slide = layers.slide_of(layer)
-    return slide is not None and slide.fingerprint == fingerprint
 
 
 def _open(path: Any, mpp: tuple[float, float]) -> Any:

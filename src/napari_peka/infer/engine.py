@@ -20,6 +20,7 @@ from napari_peka.core.geometry import Block, Rect, TileTable
 from napari_peka.core.progress import COMPUTING, NULL, READING, Cancelled, Progress
 from napari_peka.infer.schedule import Schedule
 from napari_peka.io.tiles import read_tiles
+from napari_peka.models.backends import TORCH
 
 Images = npt.NDArray[np.uint8]
 OnBlock = Callable[[Block, npt.NDArray[np.float16], npt.NDArray[np.bool_]], None]
@@ -116,7 +117,7 @@ class Forward:
         dtype: torch.dtype,
         batch_size: int | None = None,
         digest: str = "",
-        backend: str = "torch",
+        backend: str = TORCH,
     ) -> None:
         self._build, self.device, self.dtype, self.digest, self.backend = build, device, dtype, digest, backend
         self.batch_size = batch_size or (32 if device.type == "cpu" else 128)
@@ -125,13 +126,14 @@ class Forward:
     @property
     def precision(self) -> str:
         """Number format, and who computes in it where that is not PyTorch: what decides the last digits."""
-        return ", ".join([str(self.dtype).removeprefix("torch."), *([self.backend] * (self.backend != "torch"))])
+        name = str(self.dtype).removeprefix("torch.")
+        return name if self.backend == TORCH else f"{name}, {self.backend}"
 
     @cached_property
     def module(self) -> torch.nn.Module:
         """The module, on its device."""
         module = self._build().to(self.device).eval()
-        if self.device.type == "cpu" and self.dtype == torch.bfloat16 and self.backend == "torch":
+        if self.device.type == "cpu" and self.dtype == torch.bfloat16 and self.backend == TORCH:
             module = module.to(self.dtype)  # weights too: autocast would convert them at every pass
         for layer in module.modules():
             layer.register_forward_pre_hook(self.brake)

@@ -74,7 +74,7 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     """Return what runs the encoder.
 
     ``"auto"``: what ``$NAPARI_PEKA_BACKEND`` names; else OpenVINO on a CPU where it is installed, which was faster than
-    PyTorch with every encoder that was measured (``docs/performance.md``); else PyTorch. It never depends on a
+    PyTorch with the encoder that was measured (``docs/performance.md``); else PyTorch. It never depends on a
     measurement of the moment, so that an interrupted run goes on with the same numbers.
 
     Raises
@@ -85,25 +85,30 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     if name == "auto":
         name = os.environ.get(ENVIRONMENT) or "auto"
     if name == "auto":
-        engine = ENGINES[OPENVINO]
-        there = device.type == "cpu" and dtype in engine.formats and all(map(find_spec, engine.needs))
-        return OPENVINO if there else TORCH
+        return TORCH if _why_not(OPENVINO, device, dtype) else OPENVINO
     if name == TORCH:
         return name
     if name not in ENGINES:
         raise SettingError(f"there is no backend {name!r}; one of auto, {TORCH}, {', '.join(ENGINES)}")
+    if why := _why_not(name, device, dtype):
+        raise SettingError(why)
+    return name
+
+
+def _why_not(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Return why an engine cannot run an encoder here, with what to do; empty where it can."""
     engine = ENGINES[name]
     if missing := [package for package in engine.needs if find_spec(package) is None]:
-        raise SettingError(
+        return (
             f"the backend {name} needs {' and '.join(missing)}, not installed here: pip install "
             f"'napari-peka[{engine.extra}]', or choose the backend {TORCH}"
         )
     if device.type != "cpu":
-        raise SettingError(f"the backend {name} computes on the CPU, not on {device}; choose that device, or {TORCH}")
+        return f"the backend {name} computes on the CPU, not on {device}; choose that device, or {TORCH}"
     if dtype not in engine.formats:
         known = ", ".join(str(f).removeprefix("torch.") for f in engine.formats)
-        raise SettingError(f"the backend {name} computes in {known}; choose one of them, or the backend {TORCH}")
-    return name
+        return f"the backend {name} computes in {known}; choose one of them, or the backend {TORCH}"
+    return ""
 
 
 def compiled(

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -177,12 +178,17 @@ class Loop:
         files.write_whole(self._look_file(look.epoch), save(tensors))
 
     def _look_file(self, epoch: int) -> Path:
+        return self.path.parent / f"look-{self._watched}-{epoch}.safetensors"
+
+    @cached_property
+    def _watched(self) -> str:
+        """Digest of what is looked at."""
         watch = self.watch
         assert watch is not None
         known = hashlib.sha256(self.pairs.digest.encode())
         known.update(b"" if watch.rows is None else np.ascontiguousarray(watch.rows).tobytes())
         known.update(np.ascontiguousarray(watch.expression).tobytes())
-        return self.path.parent / f"look-{known.hexdigest()[:12]}-{epoch}.safetensors"
+        return known.hexdigest()[:12]
 
     def _embed_plain(self, rows: Rows) -> npt.NDArray[np.float32]:
         size = self.config.batch_size

@@ -85,7 +85,7 @@ class Export:
     @property
     def columns(self) -> npt.NDArray[np.float32]:
         """Values of genes and scores of sets, as :attr:`labels` names them, float32 ``(n, g + s)``."""
-        return np.concatenate([self.values, self.scores], 1)
+        return np.concatenate([self.values, self.scores], 1) if self.sets else self.values
 
     @cached_property
     def values(self) -> npt.NDArray[np.float32]:
