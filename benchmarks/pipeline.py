@@ -42,7 +42,7 @@ import napari_peka as peka
 from napari_peka.config import PredictConfig
 from napari_peka.core.geometry import Block
 from napari_peka.infer import engine
-from napari_peka.infer.engine import Forward
+from napari_peka.infer.forward import Forward
 from napari_peka.infer.schedule import Schedule
 from napari_peka.io.sample import sample_slide
 from napari_peka.io.slide import Slide

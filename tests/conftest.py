@@ -31,6 +31,8 @@ def pytest_configure(config):
     """
     # tests of other engines say so: they compile for seconds, which a small slide does not win back
     os.environ["NAPARI_PEKA_BACKEND"] = "torch"
+    # nor does a test take what another one has computed; those of what is kept say so
+    os.environ["NAPARI_PEKA_REUSE"] = "0"
     if not (os.environ.get("PYTEST_XDIST_WORKER") and os.environ.get("DISPLAY") and shutil.which("Xvfb")):
         return
     read, write = os.pipe()

@@ -12,7 +12,7 @@ import torch
 import napari_peka as peka
 from napari_peka.core.errors import OutputMismatch, SettingError
 from napari_peka.core.progress import Cancelled, JobProgress
-from napari_peka.infer import engine
+from napari_peka.infer.forward import Forward
 from napari_peka.io import cache
 from napari_peka.models import backends
 from napari_peka.models.backends import OPENVINO, TORCH, choose_backend
@@ -137,6 +137,6 @@ def test_openvino_is_imported_without_its_telemetry(openvino):
 
 
 def test_a_module_of_another_kind_is_run_by_torch_as_before():
-    forward = engine.Forward(lambda: torch.nn.Flatten(), CPU, torch.float32)
+    forward = Forward(lambda: torch.nn.Flatten(), CPU, torch.float32)
     assert forward.precision == "float32"
     assert forward(np.ones((2, 1, 1, 3), np.uint8)).shape == (2, 3)

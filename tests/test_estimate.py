@@ -11,7 +11,7 @@ import shapely
 import napari_peka as peka
 from napari_peka.core.errors import NoResult, OutputMismatch, SettingError
 from napari_peka.core.progress import Cancelled, JobProgress
-from napari_peka.infer import engine
+from napari_peka.infer.forward import Forward
 from napari_peka.workflows.standing import read_what_is_there, standing
 
 CPU = peka.PredictConfig(device="cpu", precision="fp32")
@@ -48,8 +48,8 @@ def stop_after(slide, tiny_model):
 
 def test_it_counts_the_tiles_and_times_a_few(slide, tiny_model, monkeypatch):
     passes = []
-    call = engine.Forward.__call__
-    monkeypatch.setattr(engine.Forward, "__call__", lambda self, t: passes.append(len(t)) or call(self, t))
+    call = Forward._pass
+    monkeypatch.setattr(Forward, "_pass", lambda self, t: passes.append(len(t)) or call(self, t))
     found = peka.estimate(slide, tiny_model, config=CPU, tiles=16)
     tiles = peka.plan_tiles(slide, tiny_model, CPU)
     assert found.tiles == found.tiles_left == len(tiles)
@@ -98,7 +98,7 @@ def test_what_is_there_need_not_be_computed(slide, tiny_model, tmp_path, stop_af
     whole = peka.predict(slide, tiny_model, output=path, config=CPU)
     assert not whole.partial
     assert not peka.read_prediction(path).partial
-    monkeypatch.setattr(engine.Forward, "__call__", lambda *_: pytest.fail("something was computed"))
+    monkeypatch.setattr(Forward, "_pass", lambda *_: pytest.fail("something was computed"))
     found = peka.estimate(slide, tiny_model, config=CPU, output=path)
     assert (found.state, found.tiles_left, found.seconds) == ("finished", 0, 0)
     assert "0 s" in found.text
@@ -130,7 +130,7 @@ def test_another_head_of_the_same_encoder_reads_the_map_at_once(slide, tiny_mode
     head = dataclasses.replace(tiny_model.head, weights=2 * tiny_model.head.weights)
     other = dataclasses.replace(tiny_model, head=head, digest="another")
     tiles = peka.plan_tiles(slide, other, CPU)
-    monkeypatch.setattr(engine.Forward, "__call__", lambda *_: pytest.fail("something was computed"))
+    monkeypatch.setattr(Forward, "_pass", lambda *_: pytest.fail("something was computed"))
     assert peka.estimate(slide, other, config=CPU, output=path).state == "other head"
     read = read_what_is_there(slide, other, tiles, path, config=CPU)
     np.testing.assert_allclose(read.values("ERBB2"), 2 * before.values("ERBB2"), rtol=1e-5)

@@ -71,16 +71,16 @@ def shown(dock: PredictWidget):
 
 @pytest.fixture
 def slowly(monkeypatch):
-    """Each block takes 0.15 s."""
-    from napari_peka.infer import engine
+    """Each pass takes 0.15 s."""
+    from napari_peka.infer.forward import Forward
 
-    call = engine.Forward.__call__
+    call = Forward._pass
 
     def slow(self, tiles):
         time.sleep(0.15)
         return call(self, tiles)
 
-    monkeypatch.setattr(engine.Forward, "__call__", slow)
+    monkeypatch.setattr(Forward, "_pass", slow)
 
 
 def press(qtbot, dock: PredictWidget) -> None:
@@ -285,6 +285,7 @@ def test_napari_asks_before_a_running_job_is_closed(viewer, predict, slowly, qtb
 def test_what_is_looked_at_comes_first(viewer, predict, qtbot, tiny_model, tissue_tiff, monkeypatch):
     """The view is that of the real canvas: a block that would come last comes first, and the work follows the view."""
     from napari_peka.infer import engine
+    from napari_peka.infer.forward import Forward
     from napari_peka.infer.schedule import Schedule, coarse_to_fine
     from napari_peka.workflows.predict import plan_tiles
 
@@ -294,7 +295,7 @@ def test_what_is_looked_at_comes_first(viewer, predict, qtbot, tiny_model, tissu
     *_, second, first = (blocks[i] for i in coarse_to_fine(blocks))
     assert len(blocks) > 8
     taken: list[int] = []
-    take, call, go_on = Schedule.take, engine.Forward.__call__, threading.Event()
+    take, call, go_on = Schedule.take, Forward._pass, threading.Event()
 
     def told(self):
         block = take(self)
@@ -306,7 +307,7 @@ def test_what_is_looked_at_comes_first(viewer, predict, qtbot, tiny_model, tissu
         return call(self, tiles)
 
     monkeypatch.setattr(Schedule, "take", told)
-    monkeypatch.setattr(engine.Forward, "__call__", held)
+    monkeypatch.setattr(Forward, "_pass", held)
 
     def look_at(block):
         viewer.camera.center = np.array(block.centre_yx) * 0.5
@@ -542,7 +543,7 @@ def test_what_is_there_is_shown_at_once_also_after_a_restart(
     """A finished map, a part of one, and one by another gene head of the same encoder."""
     import napari_peka as peka
     from napari_peka.core.progress import Cancelled
-    from napari_peka.infer import engine
+    from napari_peka.infer.forward import Forward
 
     path = tmp_path / "out" / "cmu_small_region.peka.zarr"
     job, blocks = JobProgress(), []
@@ -567,7 +568,7 @@ def test_what_is_there_is_shown_at_once_also_after_a_restart(
     press(qtbot, predict)
     finish(qtbot, predict)
     whole = layers.prediction_of(the_map(viewer)).values("KRT8")
-    monkeypatch.setattr(engine.Forward, "__call__", lambda *_: pytest.fail("something was computed"))
+    monkeypatch.setattr(Forward, "_pass", lambda *_: pytest.fail("something was computed"))
     viewer.layers.remove(the_map(viewer))
     assert "finished already: shown at once" in planned(qtbot, predict)
     click(qtbot, predict.plan.show_button)

@@ -81,6 +81,7 @@ def test_without_the_plugin_all_is_as_usual():
 
 def test_the_cache_is_kept_in_its_room(page, monkeypatch, tmp_path):
     monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path))
+    monkeypatch.setenv(cache.ROOM_ENVIRONMENT, "")
     folder = cache.kept_in(cache.EMBEDDINGS)
     for i in range(3):
         path = folder / f"S{i}-0123456789abcdef.safetensors"

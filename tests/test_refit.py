@@ -134,7 +134,7 @@ def test_what_it_saw_is_kept_and_the_encoder_not_asked_again(model, sections, tm
     first, second = Stages(), Stages()
     a = refit(model, sections[1:], FP32, output=tmp_path / "a", cache=tmp_path / "c", progress=first)
     assert "embedding spots" in first.seen
-    monkeypatch.setattr("napari_peka.infer.engine.Forward.module", None)  # whoever asks it fails
+    monkeypatch.setattr("napari_peka.infer.forward.Forward.module", None)  # whoever asks it fails
     b = refit(model, sections[1:], FP32, output=tmp_path / "b", cache=tmp_path / "c", progress=second)
     assert "embedding spots" not in second.seen
     assert a.digest == b.digest
@@ -153,7 +153,7 @@ def test_a_stored_map_shows_the_new_head_without_inference(model, wrong, section
     gene = wrong.head.genes[0]
     predict(slide, wrong, output=tmp_path / "s.zarr", config=config)
     whole = predict(slide, made, output=tmp_path / "t.zarr", config=config)
-    monkeypatch.setattr("napari_peka.infer.engine.Forward.module", None)
+    monkeypatch.setattr("napari_peka.infer.forward.Forward.module", None)
     shown = with_model(peka.read_prediction(tmp_path / "s.zarr"), made)
     np.testing.assert_array_equal(shown.values(gene), whole.values(gene))
     assert shown.genes == made.head.genes

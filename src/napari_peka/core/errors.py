@@ -69,6 +69,10 @@ class DeviceError(PekaError, RuntimeError):
     """A device is not there, or out of memory even at the smallest batch."""
 
 
+class CrewError(PekaError, RuntimeError):
+    """Workers on other machines cannot be had, or are lost."""
+
+
 class TrainingError(PekaError, RuntimeError):
     """Training cannot start, or went astray."""
 

@@ -8,7 +8,7 @@ with the centre of the first pixel at ``(0.5, 0.5)``, so that a rectangle's edge
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -349,6 +349,17 @@ class TileTable:
     def blocks(self) -> list[Block]:
         """Return the blocks, in the order of their tiles."""
         return list(self._blocks())
+
+    def of_blocks(self, blocks: Sequence[Block]) -> TileTable:
+        """Return a table of the tiles of some blocks alone, whose own blocks have the same tiles, in the same order."""
+        rows = np.concatenate([np.arange(b.start, b.stop) for b in sorted(blocks, key=lambda b: b.start)])
+        return replace(
+            self,
+            centre_yx=self.centre_yx[rows],
+            grid_yx=None if self.grid_yx is None else self.grid_yx[rows],
+            ids=None if self.ids is None else tuple(self.ids[i] for i in rows.tolist()),
+            block=self.block[rows],
+        )
 
     def _blocks(self) -> Iterator[Block]:
         starts = np.flatnonzero(np.diff(self.block, prepend=-1)) if len(self) else np.empty(0, int)

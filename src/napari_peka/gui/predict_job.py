@@ -14,7 +14,7 @@ from napari_peka.core.progress import NULL, Progress
 
 if TYPE_CHECKING:
     from napari_peka.config import PredictConfig
-    from napari_peka.infer.engine import Forward
+    from napari_peka.infer.forward import Forward
     from napari_peka.infer.tissue import Tissue
     from napari_peka.io.slide import Slide
     from napari_peka.io.store import Prediction

@@ -10,7 +10,6 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from napari_peka.core.errors import StoreError
 from napari_peka.gui.look import COLORMAPS, Look
 from napari_peka.io import cache
 from napari_peka.io.readers.base import MEMORY_ENVIRONMENT
@@ -50,6 +49,7 @@ def apply() -> None:
         os.environ[cache.ENVIRONMENT] = folder
     if memory := int(setting("storage", "slide_memory_mb", 0)):
         os.environ[MEMORY_ENVIRONMENT] = str(memory)
+    _take_room()
     _go_offline(bool(setting("storage", "offline", False)))
 
 
@@ -69,13 +69,14 @@ def _go_offline(wish: bool) -> None:
 
 
 def tidy_cache() -> None:
-    """Remove what is kept and was not used for longest until it fits the room on the page; 0: as much as it likes.
+    """Remove what is kept and was not used for longest until it fits the room on the page; 0: as much as it likes."""
+    _take_room()
+    cache.tidy()
 
-    Nothing that was used within a day goes: a job may be at work with it.
-    """
-    if gb := float(setting("storage", "cache_gb", 0.0)):
-        with suppress(StoreError):  # nothing is lost where it cannot be tidied
-            cache.prune(older_than_days=1.0, keep_bytes=round(gb * 1e9))
+
+def _take_room() -> None:
+    if (gb := setting("storage", "cache_gb", None)) is not None:
+        os.environ[cache.ROOM_ENVIRONMENT] = str(gb)
 
 
 def _page() -> Any:

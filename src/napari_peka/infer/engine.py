@@ -5,25 +5,23 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from napari_peka.core.errors import DeviceError, Undecodable
+from napari_peka.core.errors import Undecodable
 from napari_peka.core.geometry import Block, Rect, TileTable
-from napari_peka.core.progress import COMPUTING, NULL, READING, Cancelled, Progress
+from napari_peka.core.progress import COMPUTING, NULL, READING, Progress
+from napari_peka.infer.forward import Embeddings, Forward, Images, Tiles
 from napari_peka.infer.schedule import Schedule
 from napari_peka.io.tiles import read_tiles
-from napari_peka.models.backends import TORCH
 
-Images = npt.NDArray[np.uint8]
-OnBlock = Callable[[Block, npt.NDArray[np.float16], npt.NDArray[np.bool_]], None]
+OnBlock = Callable[[Block, Embeddings, npt.NDArray[np.bool_]], None]
+OnPart = Callable[[Block, Embeddings], None]
 
 #: blocks decoded and waiting: two keep the model fed, more only cost memory (9.6 MB each at 64 tiles of 224 px)
 READ_AHEAD = 2
@@ -41,14 +39,6 @@ class BlockSource(Protocol):
         """See :meth:`napari_peka.io.slide.Slide.read_block`."""
 
 
-class Tiles(Protocol):
-    """Tiles of a block: an array, or what cuts them when they are asked for."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: slice) -> Images: ...
-
-
 @dataclass(frozen=True, eq=False)
 class Uncut:
     """The tiles of a block, cut from its image when they are asked for."""
@@ -64,116 +54,6 @@ class Uncut:
         return self.block.cut(self.image, self.size_px, rows)
 
 
-class Brake:
-    """Stops a module between two of its layers: a pass of a large encoder takes longer than a person waits.
-
-    Attributes
-    ----------
-    asked
-        Says whether somebody wants a stop.
-    """
-
-    def __init__(self) -> None:
-        self.asked: Callable[[], bool] = _never
-
-    def release(self) -> None:
-        """Ask nobody any more."""
-        self.asked = _never
-
-    def __call__(self, *_: Any) -> None:
-        """Raise :class:`Cancelled` if somebody wants a stop; called before each layer."""
-        if self.asked():
-            raise Cancelled("stopped within a block of tiles")
-
-
-def _never() -> bool:
-    return False
-
-
-class Forward:
-    """Runs a module over the tiles of a block on one device; halves the batch when memory runs out.
-
-    It is built at the first pass and may serve many slides; the batch size that fitted is remembered.
-
-    Parameters
-    ----------
-    build
-        Returns the module: uint8 ``(b, S, S, 3)`` in, ``(b, d)`` out. It is moved and converted in place.
-    device, dtype
-        Where and in which number format.
-    batch_size
-        Tiles a pass; None: 32 on a CPU, 128 on an accelerator.
-    digest
-        What the module computes, in the words of :attr:`Model.embedding_digest`; empty: nobody asks.
-    backend
-        What runs the encoder inside the module; another than ``"torch"`` computes in `dtype` by itself, and the rest of
-        the module stays in float32.
-    """
-
-    def __init__(
-        self,
-        build: Callable[[], torch.nn.Module],
-        device: torch.device,
-        dtype: torch.dtype,
-        batch_size: int | None = None,
-        digest: str = "",
-        backend: str = TORCH,
-    ) -> None:
-        self._build, self.device, self.dtype, self.digest, self.backend = build, device, dtype, digest, backend
-        self.batch_size = batch_size or (32 if device.type == "cpu" else 128)
-        self.brake = Brake()
-
-    @property
-    def precision(self) -> str:
-        """Number format, and who computes in it where that is not PyTorch: what decides the last digits."""
-        name = str(self.dtype).removeprefix("torch.")
-        return name if self.backend == TORCH else f"{name}, {self.backend}"
-
-    @cached_property
-    def module(self) -> torch.nn.Module:
-        """The module, on its device."""
-        module = self._build().to(self.device).eval()
-        if self.device.type == "cpu" and self.dtype == torch.bfloat16 and self.backend == TORCH:
-            module = module.to(self.dtype)  # weights too: autocast would convert them at every pass
-        for layer in module.modules():
-            layer.register_forward_pre_hook(self.brake)
-        return module
-
-    def __call__(self, tiles: Tiles) -> npt.NDArray[np.float16]:
-        """Return the embeddings of uint8 tiles ``(n, S, S, 3)``, float16 ``(n, d)``."""
-        done: list[npt.NDArray[np.float16]] = []
-        at = 0
-        while at < len(tiles):
-            try:
-                done.append(self._pass(tiles[at : at + self.batch_size]))
-            except RuntimeError as e:
-                if not _out_of_memory(e):
-                    raise
-                if self.batch_size == 1:
-                    raise DeviceError(
-                        f"{self.device} has not enough memory for a single tile of this model; close other programs or "
-                        "use --device cpu"
-                    ) from e
-                self.batch_size = max(1, min(self.batch_size, len(tiles) - at) // 2)
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
-                continue
-            at += len(done[-1])
-        return np.concatenate(done)
-
-    @torch.inference_mode()
-    def _pass(self, tiles: Images) -> npt.NDArray[np.float16]:
-        batch = torch.from_numpy(tiles)
-        if self.device.type == "cuda":
-            batch = batch.pin_memory()
-        autocast = self.dtype != torch.float32 and self.device.type != "cpu"
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=autocast):
-            out = self.module(batch)
-        # float16 ends at 65504: an embedding never gets there, an overflow must not pass as a number
-        values: npt.NDArray[np.float16] = out.to(torch.float32).to(torch.float16).cpu().numpy()
-        return values
-
-
 @dataclass
 class _Read:
     block: Block
@@ -181,6 +61,39 @@ class _Read:
     ok: npt.NDArray[np.bool_] | None = None
     error: BaseException | None = None
     seconds: float = 0.0
+
+    @property
+    def readable(self) -> Tiles:
+        """The tiles that could be decoded; where there is none a blank one, which tells how wide embeddings are."""
+        assert self.tiles is not None
+        assert self.ok is not None
+        if isinstance(self.tiles, Uncut) or self.ok.all():
+            return self.tiles
+        return self.tiles[self.ok] if self.ok.any() else np.zeros_like(self.tiles[:1])
+
+
+class _Growing:
+    """A block whose embeddings come in parts."""
+
+    def __init__(self, read: _Read) -> None:
+        assert read.ok is not None
+        self.block, self.ok, self.reading_s, self.began = read.block, read.ok, read.seconds, perf_counter()
+        self._readable = np.flatnonzero(read.ok)
+        self._done = 0
+        self.embeddings: Embeddings = np.empty((0, 0), np.float16)
+
+    def add(self, rows: slice, values: Embeddings) -> None:
+        """Put in the embeddings of some of the readable tiles."""
+        if not self._done:
+            self.embeddings = np.full((len(self.block), values.shape[1]), np.nan, np.float16)
+        self._done = rows.stop
+        if len(self._readable):
+            self.embeddings[self._readable[rows]] = values
+
+    @property
+    def whole(self) -> bool:
+        """Whether all parts are there."""
+        return self._done >= len(self._readable)
 
 
 class _Costs:
@@ -203,15 +116,16 @@ def embed(
     schedule: Schedule,
     on_block: OnBlock,
     *,
+    on_part: OnPart | None = None,
     readers: int = 1,
     progress: Progress = NULL,
 ) -> None:
     """Embed every block of `schedule`; reading overlaps computing.
 
     `on_block` is called in this thread after each block, with float16 ``(n, d)`` embeddings (NaN where a tile could
-    not be decoded) and ``read_ok (n,)``. A block is always computed from its own tiles alone, so its numbers do not
-    depend on the order in which blocks were done. `progress` hears what a tile takes to read (by one reader) and to
-    compute.
+    not be decoded) and ``read_ok (n,)``; `on_part` after each pass of a block but the last, with NaN where a tile is
+    still missing. A block is always computed from its own tiles alone, so its numbers do not depend on the order in
+    which blocks were done. `progress` hears what a tile takes to read (by one reader) and to compute.
 
     Raises
     ------
@@ -231,7 +145,8 @@ def embed(
     ]
     for t in threads:
         t.start()
-    try:
+
+    def read() -> Iterator[tuple[_Growing, Tiles]]:
         running = len(threads)
         while running:
             item = waiting.get()
@@ -240,13 +155,21 @@ def embed(
                 continue
             if item.error is not None:
                 raise item.error
-            assert item.tiles is not None
-            assert item.ok is not None
-            began = perf_counter()
-            embeddings = _embed_readable(forward, item.tiles, item.ok)
-            cost = costs.add(len(item.block), item.seconds, perf_counter() - began)
-            on_block(item.block, embeddings, item.ok)
-            progress.advance(len(item.block), **cost)
+            yield _Growing(item), item.readable
+
+    try:
+        since = 0.0
+        for one, rows, values in forward.stream(read()):
+            one.add(rows, values)
+            if not one.whole:
+                if on_part is not None:
+                    on_part(one.block, one.embeddings)
+                continue
+            now = perf_counter()
+            cost = costs.add(len(one.block), one.reading_s, now - max(since, one.began))
+            since = now
+            on_block(one.block, one.embeddings, one.ok)
+            progress.advance(len(one.block), **cost)
     finally:
         forward.brake.release()
         stop.set()
@@ -255,19 +178,6 @@ def embed(
                 waiting.get(timeout=0.05)
             except queue.Empty:
                 continue
-
-
-def _embed_readable(forward: Forward, tiles: Images | Uncut, ok: npt.NDArray[np.bool_]) -> npt.NDArray[np.float16]:
-    if ok.all() or isinstance(tiles, Uncut):
-        return forward(tiles)
-    if not ok.any():
-        # the width is not known from no tile: one blank tile tells it, its values are thrown away
-        width = forward(np.zeros_like(tiles[:1])).shape[1]
-        return np.full((len(tiles), width), np.nan, np.float16)
-    some = forward(tiles[ok])
-    out = np.full((len(tiles), some.shape[1]), np.nan, np.float16)
-    out[ok] = some
-    return out
 
 
 def _reader(
@@ -306,7 +216,3 @@ def _read(slide: BlockSource, tiles: TileTable, block: Block) -> _Read:
         except Undecodable:
             pass
     return _Read(block, *read_tiles(slide, tiles, block))
-
-
-def _out_of_memory(e: RuntimeError) -> bool:
-    return isinstance(e, torch.OutOfMemoryError) or "not enough memory" in str(e) or "out of memory" in str(e)

@@ -19,6 +19,9 @@ from napari_peka.core import files
 from napari_peka.core.errors import StoreError
 
 ENVIRONMENT = "NAPARI_PEKA_CACHE"
+#: names the room for all of it, in GB; 0: no limit
+ROOM_ENVIRONMENT = "NAPARI_PEKA_CACHE_GB"
+ROOM_GB = 20.0
 TILES, EMBEDDINGS, IMAGES, COMPILED = "tiles", "embeddings", "images", "compiled"
 _KINDS = {TILES: "tiles", EMBEDDINGS: "embeddings", IMAGES: "image", COMPILED: "compiled encoder"}
 #: names that this package gives; anything else in the folders is somebody's own and never touched
@@ -49,9 +52,9 @@ class Cached:
     name
         File or folder name.
     kind
-        "tiles" (one section's, cut at one size), "embeddings" (of a section's spots, by one model), "image" (out of a
-        file), "compiled encoder" (by another engine than PyTorch), or "unfinished" (of a killed run, or of one that is
-        writing it now).
+        "tiles" (one section's, cut at one size), "embeddings" (of a section's spots or a slide's tiles, by one model),
+        "image" (out of a file), "compiled encoder" (by another engine than PyTorch), or "unfinished" (of a killed run,
+        or of one that is writing it now).
     size_bytes
         Bytes on the disk.
     age_days
@@ -102,6 +105,21 @@ def touch(path: Path) -> None:
     """Say that something kept was just used: what was not used for longest goes first."""
     with suppress(OSError):  # a cache that one may only read
         os.utime(path)
+
+
+def tidy() -> None:
+    """Remove what was not used for longest until all fits the room, ``$NAPARI_PEKA_CACHE_GB`` or 20 GB.
+
+    Nothing that was used within a day goes: a job may be at work with it.
+    """
+    said = os.environ.get(ROOM_ENVIRONMENT, "")
+    try:
+        gb = float(said) if said else ROOM_GB
+    except ValueError:  # no number is no wish
+        gb = ROOM_GB
+    if gb > 0:
+        with suppress(StoreError):  # nothing is lost where it cannot be tidied
+            prune(older_than_days=1.0, keep_bytes=round(gb * 1e9))
 
 
 def listing(*, older_than_days: float = 0.0) -> list[Cached]:

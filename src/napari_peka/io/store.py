@@ -168,6 +168,50 @@ def result_path(output: Path | str) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class BlockFiles:
+    """Finished blocks of an unfinished map, a file each, whole or not there.
+
+    Parameters
+    ----------
+    folder
+        Where they are.
+    n_dims
+        Width of an embedding.
+    """
+
+    folder: Path
+    n_dims: int
+
+    def path(self, index: int) -> Path:
+        """Return where a finished block is kept."""
+        return self.folder / f"{index:06d}.safetensors"
+
+    def read(self, index: int, n: int) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_]] | None:
+        """Return ``(embeddings, read_ok)`` of a finished block of `n` tiles, or None."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            data = load(self.path(index).read_bytes())
+            embeddings, ok = data["embeddings"], data["read_ok"]
+        except (FileNotFoundError, SafetensorError, KeyError):
+            return None
+        if embeddings.shape != (n, self.n_dims) or ok.shape != (n,):
+            return None
+        return embeddings, ok.astype(bool)
+
+    def write(self, index: int, embeddings: npt.NDArray[np.float16], ok: npt.NDArray[np.bool_]) -> None:
+        """Keep a finished block: ``embeddings (n, d)`` and ``read_ok (n,)``."""
+        from safetensors.numpy import save
+
+        data = {
+            "embeddings": np.ascontiguousarray(embeddings, np.float16),
+            "read_ok": np.ascontiguousarray(ok),
+        }
+        files.write_whole(self.path(index), save(data))
+
+
 class RunStore:
     """A run's place on the disk: remembers finished blocks, refuses to mix, and assembles the result.
 
@@ -189,6 +233,7 @@ class RunStore:
         self.path, self.tiles, self.head, self.record = path, tiles, head, record
         self.n_dims = head.embedding_dims
         self.partial = path.with_name(path.name + ".partial")
+        self.blocks = BlockFiles(self.partial / "blocks", self.n_dims)
         self._overwrite = overwrite
         self._lock: Any = None
 
@@ -220,7 +265,7 @@ class RunStore:
                 same_or_raise(before, identity, self.partial)
             files.remove_tree(self.partial)
         try:
-            (self.partial / "blocks").mkdir(parents=True, exist_ok=True)
+            self.blocks.folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise files.cannot_write(self.partial, e) from e
         if before != identity:
@@ -237,40 +282,26 @@ class RunStore:
         """Whether the final result of this very run is there already."""
         return self.path.exists() and identity_of_result(self.path) == self.record["identity"]
 
-    def done(self, blocks: Sequence[Block]) -> set[int]:
-        """Return the blocks whose files are there and whole."""
-        return {b.index for b in blocks if self.read_block(b) is not None}
-
     def read_block(self, block: Block) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_]] | None:
         """Return ``(embeddings, read_ok)`` of a finished block, or None."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-
-        try:
-            data = load(self.block_file(block).read_bytes())
-            embeddings, ok = data["embeddings"], data["read_ok"]
-        except (FileNotFoundError, SafetensorError, KeyError):
-            return None
-        if embeddings.shape != (len(block), self.n_dims) or ok.shape != (len(block),):
-            return None
-        return embeddings, ok.astype(bool)
+        return self.blocks.read(block.index, len(block))
 
     def write_block(self, block: Block, embeddings: npt.NDArray[np.float16], ok: npt.NDArray[np.bool_]) -> None:
         """Keep a finished block: ``embeddings (n, d)`` and ``read_ok (n,)``."""
-        from safetensors.numpy import save
+        self.blocks.write(block.index, embeddings, ok)
 
-        data = {
-            "embeddings": np.ascontiguousarray(embeddings, np.float16),
-            "read_ok": np.ascontiguousarray(ok),
-        }
-        files.write_whole(self.block_file(block), save(data))
+    def finish(self, embeddings: npt.NDArray[np.float16], read_ok: npt.NDArray[np.bool_]) -> None:
+        """Write the zarr of all tiles, rename it into place and drop the partial folder.
 
-    def finish(self, blocks: Sequence[Block]) -> None:
-        """Assemble the zarr from the finished blocks, rename it into place and drop the partial folder."""
+        Parameters
+        ----------
+        embeddings, read_ok
+            As in :class:`Prediction`.
+        """
         scratch = self.partial / "result.zarr"
         files.remove_tree(scratch)
         try:
-            self._assemble(scratch, blocks)
+            self._assemble(scratch, embeddings, read_ok)
             files.sync_tree(scratch)
             old = self.partial / "replaced.zarr"
             files.remove_tree(old)
@@ -283,13 +314,10 @@ class RunStore:
             raise files.cannot_write(self.path, e) from e
         files.remove_tree(self.partial)
 
-    def _assemble(self, target: Path, blocks: Sequence[Block]) -> None:
+    def _assemble(self, target: Path, embeddings: npt.NDArray[np.float16], read_ok: npt.NDArray[np.bool_]) -> None:
         import anndata
         import zarr
 
-        read_ok = np.ones(len(self.tiles), bool)
-        for block in blocks:
-            read_ok[block.start : block.stop] = self._whole(block)[1]
         adata = _anndata(self.tiles, self.head, read_ok, self.record)
         adata.obsm[EMBEDDINGS] = np.zeros((len(self.tiles), 0), np.float16)  # anndata makes the group; filled below
         # format 2: every anndata that people still have opens it
@@ -302,28 +330,9 @@ class RunStore:
         shape = (len(self.tiles), self.n_dims)
         array = group.create_array(EMBEDDINGS, shape=shape, chunks=(CHUNK_ROWS, self.n_dims), dtype="float16")
         array.attrs.update(attrs)
-        rows: list[npt.NDArray[np.float16]] = []
-        at = n = 0
-        for block in blocks:  # blocks lie in the order of rows: chunks are written whole, once
-            rows.append(self._whole(block)[0])
-            n += len(block)
-            while n >= CHUNK_ROWS:
-                joined = np.concatenate(rows)
-                array[at : at + CHUNK_ROWS] = joined[:CHUNK_ROWS]
-                rows, n, at = [joined[CHUNK_ROWS:]], n - CHUNK_ROWS, at + CHUNK_ROWS
-        if n:
-            array[at : at + n] = np.concatenate(rows)
+        for at in range(0, len(embeddings), CHUNK_ROWS):
+            array[at : at + CHUNK_ROWS] = embeddings[at : at + CHUNK_ROWS]
         zarr.consolidate_metadata(str(target))
-
-    def _whole(self, block: Block) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_]]:
-        data = self.read_block(block)
-        if data is None:
-            raise StoreError(f"block {block.index} of {self.partial} vanished or is damaged; run again to redo it")
-        return data
-
-    def block_file(self, block: Block) -> Path:
-        """Return where a finished block is kept."""
-        return self.partial / "blocks" / f"{block.index:06d}.safetensors"
 
 
 def read_prediction(path: Path | str) -> Prediction:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from napari_peka.infer.engine import Forward
+    from napari_peka.infer.forward import Forward
     from napari_peka.infer.tissue import Tissue
     from napari_peka.io.slide import Slide
     from napari_peka.models.bundle import Model

@@ -166,7 +166,7 @@ def embed_all(
     *, progress: Progress = NULL,
 ) -> Float32:  # fmt: skip
     """Return the features of every spot as the gene head will read them on a slide, float32 ``(n, d)``."""
-    from napari_peka.infer.engine import Forward
+    from napari_peka.infer.forward import Forward
     from napari_peka.models.student import Student
 
     student = Student(

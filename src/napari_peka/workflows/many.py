@@ -1,9 +1,10 @@
-"""Many slides, one after another: the encoder is loaded once, and what is wrong with one does not stop the others."""
+"""Many slides: the encoder is loaded once, and what is wrong with one does not stop the others."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,13 @@ from napari_peka.core.progress import NULL, Cancelled, Progress
 from napari_peka.workflows.predict import load_forward, predict
 
 if TYPE_CHECKING:
-    from napari_peka.infer.engine import Forward
+    from napari_peka.infer.forward import Forward
     from napari_peka.models.bundle import Model
+    from napari_peka.workflows.crew import CrewForward
 
 RESULT_ENDING = ".peka.zarr"
+#: slides that are under way together where workers compute: while one ends another one keeps them busy
+TOGETHER = 4
 #: gives each slide what it reports to
 ProgressOf = Callable[[int, Path], AbstractContextManager[Progress]]
 
@@ -86,10 +90,10 @@ def predict_many(
     mpp: float | Callable[[Path], float | None] | None = None,
     config: PredictConfig | None = None,
     overwrite: bool = False,
-    forward: Forward | None = None,
+    forward: Forward | CrewForward | None = None,
     progress_of: ProgressOf | None = None,
 ) -> Iterator[Outcome]:
-    """Predict slides one after another, and yield what became of each as it is done.
+    """Predict slides, and yield what became of each as it is done: one after another, or some together by a crew.
 
     Parameters
     ----------
@@ -116,27 +120,47 @@ def predict_many(
         From a progress: the slide in work keeps what is done, and no other is begun.
     """
     config = config or PredictConfig()
-    forward = forward or load_forward(model, config)
-    for i, slide in enumerate(map(Path, slides)):
+    maker = forward or load_forward(model, config)
+    running: list[Progress] = []
+
+    def one(i: int, slide: Path) -> Outcome:
         entry: dict[str, Any] = {"slide": str(slide)}
         error: Exception | None = None
         try:
             with progress_of(i, slide) if progress_of else nullcontext(NULL) as progress:
+                running.append(progress)
                 entry |= predict_file(
                     slide, model, output(slide) if callable(output) else output, genes=genes, roi=roi,
-                    mpp=mpp(slide) if callable(mpp) else mpp, config=config, overwrite=overwrite, forward=forward,
+                    mpp=mpp(slide) if callable(mpp) else mpp, config=config, overwrite=overwrite, forward=maker,
                     progress=progress,
                 )  # fmt: skip
         except Cancelled:
             raise
         except Exception as e:  # noqa: BLE001 - a night's other slides must not pay for this one
             error = e
-        yield Outcome(slide, entry, error)
+        return Outcome(slide, entry, error)
+
+    numbered = enumerate(map(Path, slides))
+    if not hasattr(maker, "embed"):
+        yield from (one(i, slide) for i, slide in numbered)
+        return
+    with ThreadPoolExecutor(TOGETHER, "peka-slide") as pool:
+        waiting = [pool.submit(one, i, slide) for i, slide in numbered]
+        try:
+            for done in as_completed(waiting):
+                yield done.result()
+        except BaseException:  # somebody stops: what is under way keeps what is done
+            for each in waiting:
+                each.cancel()
+            for progress in running:
+                getattr(progress, "cancel", lambda: None)()
+            raise
 
 
 def predict_file(
     slide: Path, model: Model, folder: Path, *, genes: Sequence[str] = (), roi: Path | None = None,
-    mpp: float | None = None, config: PredictConfig, overwrite: bool = False, forward: Forward | None = None,
+    mpp: float | None = None, config: PredictConfig, overwrite: bool = False,
+    forward: Forward | CrewForward | None = None,
     progress: Progress = NULL,
 ) -> dict[str, Any]:  # fmt: skip
     """Predict one slide file into a folder, and return what the command line says of it."""

@@ -6,23 +6,21 @@ import hashlib
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from napari_peka.config import PredictConfig
 from napari_peka.core.errors import NoTissue, OutputMismatch, SettingError, StoreError
-from napari_peka.core.geometry import Block, TileTable
+from napari_peka.core.geometry import TileTable
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.infer.schedule import Schedule
 from napari_peka.infer.tissue import Tissue, find_tissue
 from napari_peka.io.cache import COMPILED, kept_in
+from napari_peka.io.kept_tiles import KeptTiles
 from napari_peka.io.regions import check_region
 from napari_peka.io.store import (
     FORMAT,
@@ -33,19 +31,37 @@ from napari_peka.io.store import (
     read_prediction,
     result_path,
 )
+from napari_peka.workflows.growing import Growing, OnBlock, OnPart, OnStart, empty_prediction
 
 if TYPE_CHECKING:
-    from napari_peka.infer.engine import Forward
+    import torch
+
+    from napari_peka.infer.forward import Forward
     from napari_peka.io.slide import Slide
     from napari_peka.models.bundle import Model
     from napari_peka.models.student import Student
+    from napari_peka.workflows.crew import CrewForward
 
 #: a slide this many times coarser than what the model reads is worth a warning
 ENLARGED = 1.5
 #: what a result's record says of each section that its model was trained on
 _TRAINED_ON = ("name", "patient", "patient_named", "fingerprint", "slide", "part")
-OnStart = Callable[["Prediction", Schedule], None]
-OnBlock = Callable[[Block, npt.NDArray[np.float16], npt.NDArray[np.bool_]], None]
+
+
+class Maker(Protocol):
+    """What makes embeddings: an encoder in this process, or workers elsewhere."""
+
+    @property
+    def digest(self) -> str:
+        """What it computes, in the words of :attr:`Model.embedding_digest`."""
+
+    @property
+    def precision(self) -> str:
+        """Number format, and who computes in it where that is not PyTorch."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
 
 
 def plan_tiles(
@@ -112,14 +128,17 @@ def predict(
     tissue: Tissue | None = None,
     config: PredictConfig | None = None,
     overwrite: bool = False,
-    forward: Forward | None = None,
+    forward: Forward | CrewForward | None = None,
     on_start: OnStart | None = None,
     on_block: OnBlock | None = None,
+    on_part: OnPart | None = None,
     progress: Progress = NULL,
 ) -> Prediction:
     """Predict the expression map of a slide.
 
-    Interrupted in any way, the same call goes on from the finished blocks and ends with the same numbers.
+    Interrupted in any way, the same call goes on from the finished blocks and ends with the same numbers. What the same
+    encoder and adapter have seen of the slide before is taken from the cache, so that another gene head or region takes
+    a moment; a tile's last digits may be those of the batch in which it was seen.
 
     Parameters
     ----------
@@ -139,13 +158,16 @@ def predict(
         Replace a result of something else at `output`. Where that differs by its gene head alone, as after
         :func:`refit`, its embeddings are taken over and nothing is computed.
     forward
-        From :func:`load_forward`, to load the encoder once for many slides; its device and number format count.
+        From :func:`load_forward`, to load the encoder once for many slides, or from a :class:`Crew`, whose workers
+        then compute; its device and number format count.
     on_start
         Called once with the growing prediction (NaN rows until done) and the schedule, whose
         ``prefer(rect)`` may be called from any thread at any time.
     on_block
         Called after each block with ``(block, embeddings, read_ok)``, in this thread; blocks that a former run
         finished come first.
+    on_part
+        Called within a block, after each pass but the last, with ``(block, embeddings)``; NaN where tiles are missing.
     progress
         Where to report; raises :class:`Cancelled` to stop.
 
@@ -159,7 +181,7 @@ def predict(
         with tempfile.TemporaryDirectory(prefix="napari-peka-") as scratch:
             done = predict(
                 slide, model, output=Path(scratch) / "map.zarr", region=region, tissue=tissue, config=config,
-                forward=forward, on_start=on_start, on_block=on_block, progress=progress,
+                forward=forward, on_start=on_start, on_block=on_block, on_part=on_part, progress=progress,
             )  # fmt: skip
             done.path = None
             return done
@@ -178,7 +200,6 @@ def predict(
     progress.stage("finding tissue")
     tiles = plan_tiles(slide, model, config, tissue=tissue, region=region)
     record = record_of(slide, model, tiles, config, forward)
-    blocks = tiles.blocks()
     known = known_embeddings(path, record)
     if known is not None and not overwrite:
         raise OutputMismatch(
@@ -193,38 +214,23 @@ def predict(
             if on_start:
                 on_start(ready, Schedule([]))
             return ready
-        before = store.done(blocks) if known is None else {b.index for b in blocks}
         # a record of its own: what is written must not say that it is unfinished
-        live = _empty_prediction(tiles, model, dict(record))
+        live = empty_prediction(tiles, model, dict(record))
         _ = live.neighbours  # found here: whoever looks at the growing map must not wait for it
-
-        def keep(
-            block: Block, embeddings: npt.NDArray[np.float16], ok: npt.NDArray[np.bool_], write: bool = True
-        ) -> None:
-            if write:
-                store.write_block(block, embeddings, ok)
-            live.embeddings[block.start : block.stop] = embeddings
-            live.read_ok[block.start : block.stop] = ok
-            if on_block:
-                on_block(block, embeddings, ok)
-
-        schedule = Schedule(blocks, before)
-        with _partial_until_done(live):
+        kept = KeptTiles.of(record, tiles, model.head.embedding_dims)
+        growing = Growing(slide, model, config, store, live, kept, on_block, on_part)
+        there = growing.take(known)
+        with growing.at_work():
             if on_start:
-                on_start(live, schedule)
-            for block in blocks:
-                if block.index in before and (data := store.read_block(block)) is not None:
-                    keep(block, *data, write=False)
-                elif known is not None:
-                    rows = slice(block.start, block.stop)
-                    keep(block, known.embeddings[rows], known.read_ok[rows])
-            resumed = sum(len(b) for b in blocks if b.index in before)
+                on_start(live, growing.schedule)
+            for block in there:
+                growing.tell(block)
             started = perf_counter() - getattr(progress, "waited_s", 0.0)
-            if len(schedule):
-                _embed(slide, tiles, forward, schedule, keep, config, progress)
+            if len(growing.schedule):
+                _embed(growing, forward, progress)
             seconds = perf_counter() - started - getattr(progress, "waited_s", 0.0)
-            run = _run(len(tiles), resumed, seconds)
-            store.finish(blocks)
+            run = _run(len(tiles), sum(map(len, there)), seconds)
+            store.finish(live.embeddings, live.read_ok)
     live.record["run"], live.path = run, path
     if bad := live.n_unreadable:
         progress.note(
@@ -252,8 +258,10 @@ def load_forward(model: Model, config: PredictConfig | None = None, *, offline: 
     SettingError
         If the backend is not installed, or does not compute on the device.
     """
-    from napari_peka.infer.engine import Forward
-    from napari_peka.models.backends import TORCH, choose_backend, compiled
+    import torch
+
+    from napari_peka.infer.forward import Forward
+    from napari_peka.models.backends import AT_ONCE, TORCH, choose_backend, compiled
     from napari_peka.models.encoder import choose_device, choose_precision
     from napari_peka.models.student import build_student
 
@@ -272,7 +280,9 @@ def load_forward(model: Model, config: PredictConfig | None = None, *, offline: 
             )
         return student
 
-    return Forward(build, device, dtype, config.batch_size, digest, backend)
+    # an engine is as fast with few tiles, which are there sooner
+    few = None if backend == TORCH else AT_ONCE * torch.get_num_threads()
+    return Forward(build, device, dtype, config.batch_size or few, digest, backend)
 
 
 def _check_kinds(slide: object, model: object) -> None:
@@ -300,32 +310,22 @@ def readers_of(config: PredictConfig, forward: Forward) -> int:
     return config.readers or (1 if forward.device.type == "cpu" else max(1, min(8, cores - 1)))
 
 
-def _embed(
-    slide: Slide, tiles: TileTable, forward: Forward, schedule: Schedule, keep: OnBlock, config: PredictConfig,
-    progress: Progress,
-) -> None:  # fmt: skip
+def _embed(growing: Growing, forward: Forward | CrewForward, progress: Progress) -> None:
+    """Compute what is left of a map, here or by workers."""
     from napari_peka.infer.engine import embed
+    from napari_peka.infer.forward import Forward
 
+    tiles, schedule = growing.tiles, growing.schedule
+    if not isinstance(forward, Forward):
+        forward.embed(growing, progress)
+        return
     progress.stage("loading the model")
     _ = forward.module
     progress.stage("predicting", len(tiles), done=len(tiles) - schedule.tiles_left)
-    embed(slide, tiles, forward, schedule, keep, readers=readers_of(config, forward), progress=progress)
-
-
-@contextmanager
-def _partial_until_done(live: Prediction) -> Iterator[None]:
-    """Let a growing map's record say how far it is, unless the block ends well."""
-    live.record["partial"] = live.done_in_words
-    try:
-        yield
-    finally:
-        live.record["partial"] = live.done_in_words
-    del live.record["partial"]
-
-
-def _empty_prediction(tiles: TileTable, model: Model, record: dict[str, Any]) -> Prediction:
-    embeddings = np.full((len(tiles), model.head.embedding_dims), np.nan, np.float16)
-    return Prediction(tiles, embeddings, model.head, np.ones(len(tiles), bool), record)
+    embed(
+        growing.slide, tiles, forward, schedule, growing.keep, on_part=growing.show_part,
+        readers=readers_of(growing.config, forward), progress=progress,
+    )  # fmt: skip
 
 
 def _run(tiles: int, resumed: int, seconds: float) -> dict[str, Any]:
@@ -338,7 +338,7 @@ def _run(tiles: int, resumed: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def record_of(slide: Slide, model: Model, tiles: TileTable, config: PredictConfig, forward: Forward) -> dict[str, Any]:
+def record_of(slide: Slide, model: Model, tiles: TileTable, config: PredictConfig, forward: Maker) -> dict[str, Any]:
     """Return what made a result. ``identity`` holds all that decides its numbers: only equals may be mixed."""
     resolution = slide.resolution
     where = hashlib.sha256(np.ascontiguousarray(tiles.centre_yx).tobytes()).hexdigest()

@@ -23,7 +23,7 @@ from napari_peka.training.panel import GeneNames
 from napari_peka.training.report_words import TRAINED_ON
 
 if TYPE_CHECKING:
-    from napari_peka.infer.engine import Forward
+    from napari_peka.infer.forward import Forward
 
 _TENSOR = "embeddings"
 

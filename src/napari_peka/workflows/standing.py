@@ -11,6 +11,7 @@ import numpy as np
 from napari_peka.config import PredictConfig
 from napari_peka.core.errors import NoResult, OutputMismatch, StoreError
 from napari_peka.core.geometry import TileTable
+from napari_peka.io.kept_tiles import KeptTiles
 from napari_peka.io.store import (
     Prediction,
     RunStore,
@@ -23,7 +24,7 @@ from napari_peka.io.store import (
 from napari_peka.workflows.predict import known_embeddings, load_forward, record_of
 
 if TYPE_CHECKING:
-    from napari_peka.infer.engine import Forward
+    from napari_peka.infer.forward import Forward
     from napari_peka.io.slide import Slide
     from napari_peka.models.bundle import Model
 
@@ -69,7 +70,7 @@ def standing(
     slide: Slide, model: Model, tiles: TileTable, output: Path | str | None, *, config: PredictConfig | None = None,
     forward: Forward | None = None,
 ) -> Standing:  # fmt: skip
-    """Say what of a prediction is there already; nothing is computed, written or locked.
+    """Say what of a prediction is there already, or was seen before; nothing is computed, written or locked.
 
     Parameters
     ----------
@@ -79,10 +80,10 @@ def standing(
         From :func:`plan_tiles`.
     """
     n = len(tiles)
-    if output is None:
-        return Standing("new", 0, n)
-    path = result_path(output)
     record = _record(slide, model, tiles, config, forward)
+    if output is None:
+        return Standing("new", _seen_before(model, tiles, record), n)
+    path = result_path(output)
     if known_embeddings(path, record) is not None:
         return Standing("other head", n, n, f"{path.name} was read by another gene head of the same encoder", path)
     store = RunStore(path, tiles, model.head, record)
@@ -101,8 +102,8 @@ def standing(
             except OutputMismatch as e:
                 return Standing("other", 0, n, str(e), path, differing(identity, record["identity"]))
     if found[store.partial] is None:
-        return Standing("new", 0, n, "", path)
-    return Standing("begun", sum(len(b) for b in tiles.blocks() if store.block_file(b).exists()), n, "", path)
+        return Standing("new", _seen_before(model, tiles, record), n, "", path)
+    return Standing("begun", sum(len(b) for b in tiles.blocks() if store.blocks.path(b.index).exists()), n, "", path)
 
 
 def read_what_is_there(
@@ -139,6 +140,15 @@ def read_what_is_there(
     live.record["partial"] = live.done_in_words
     _ = live.neighbours
     return live
+
+
+def _seen_before(model: Model, tiles: TileTable, record: dict[str, Any]) -> int:
+    """Return how many tiles lie in blocks that the encoder has seen whole on this machine."""
+    kept = KeptTiles.of(record, tiles, model.head.embedding_dims)
+    if kept is None or not kept.path.exists():
+        return 0
+    seen = kept.seen(tiles)
+    return sum(len(b) for b in tiles.blocks() if seen[b.start : b.stop].all())
 
 
 def _record(

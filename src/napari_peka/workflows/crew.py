@@ -1,0 +1,357 @@
+"""Prediction by many workers: processes on this machine, a dask cluster at an address, or jobs of a batch scheduler.
+
+Workers read slides and write finished blocks on disks that all machines see. A block's file is whole or not there, so
+a worker may end at any moment: dask gives what it had in hand to another one, which leaves alone what is there. The
+result is put together here, as if all had been computed in this process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from napari_peka.config import PredictConfig
+from napari_peka.core.errors import CrewError, PekaError, SettingError
+from napari_peka.core.geometry import Block
+from napari_peka.core.progress import NULL, Cancelled, Progress
+from napari_peka.infer.schedule import Schedule
+from napari_peka.workflows.crew_work import Done, Item, describe, work
+from napari_peka.workflows.growing import Growing
+
+if TYPE_CHECKING:
+    import torch
+
+    from napari_peka.models.bundle import Model
+
+T = TypeVar("T")
+LOCAL = "local"
+#: batch schedulers, as ``--cluster`` has them, and the classes of dask-jobqueue that ask them for jobs
+SCHEDULERS = {
+    "slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster", "oar": "OARCluster",
+    "moab": "MoabCluster", "htcondor": "HTCondorCluster",
+}  # fmt: skip
+#: seconds that an item should take: many times what sending it costs, and soon done again when its worker ends
+ITEM_S = 5.0
+#: blocks of an item at most
+ITEM_BLOCKS = 64
+#: items a worker under way, so that none waits for its next one
+UNDER_WAY = 2
+#: seconds between two looks at what is done, and at whether somebody wants a stop
+LOOK_S = 0.2
+#: seconds that a network disk may take to show here what a worker wrote
+SEEN_S = 60.0
+_RESOURCE = "napari-peka"
+_number = count()
+
+
+@contextmanager
+def open_crew(cluster: str = LOCAL, workers: int | None = None, *, progress: Progress = NULL) -> Iterator[Crew]:
+    """Have workers that predict, as long as the ``with`` block lasts.
+
+    Parameters
+    ----------
+    cluster
+        ``"local"``: processes on this machine, one a GPU, or one on all cores where there is none. ``"slurm"``,
+        ``"pbs"``, ``"lsf"``, ``"sge"``, ``"oar"``, ``"moab"`` or ``"htcondor"``: jobs of that scheduler, as dask-jobqueue
+        is configured. Else the address of a dask scheduler that is there, or its scheduler file.
+    workers
+        Processes, or jobs; None: as many as there are GPUs, or one. A cluster at an address has its own.
+    progress
+        Told while workers are waited for; raises :class:`Cancelled` to stop.
+
+    Raises
+    ------
+    SettingError
+        If a package is missing, or the scheduler's jobs are not configured.
+    CrewError
+        If the cluster cannot be reached, or its workers have another version of this package.
+    """
+    if workers is not None and workers < 1:
+        raise SettingError(f"at least one worker is needed, got {workers}")
+    _need("distributed")
+    progress.stage("waiting for workers")
+    with ExitStack() as open_:
+        client = open_.enter_context(_client(cluster, workers, open_))
+        while not client.nthreads():
+            progress.advance(0)
+            time.sleep(LOOK_S)
+        yield Crew(client)
+
+
+class Crew:
+    """Workers that predict; from :func:`open_crew`.
+
+    Parameters
+    ----------
+    client
+        A ``distributed.Client``.
+    """
+
+    def __init__(self, client: Any) -> None:
+        from napari_peka.workflows.crew_hand import Hand
+
+        self.client = client
+        release = version("napari-peka")
+        try:
+            client.register_plugin(Hand(_RESOURCE, release))
+        except PekaError:
+            raise
+        except Exception as e:
+            raise CrewError(
+                f"the workers cannot be made ready ({e or type(e).__name__}); they need napari-peka {release}, as here"
+            ) from e
+
+    @property
+    def n_workers(self) -> int:
+        """Number of workers that are there now."""
+        return len(self.client.nthreads())
+
+    def forward(self, model: Model, config: PredictConfig | None = None) -> CrewForward:
+        """Return what :func:`predict` and :func:`predict_many` take as ``forward`` for the workers to compute.
+
+        Raises
+        ------
+        CrewError
+            If workers compute in different formats or on different kinds of devices: their numbers must not be mixed.
+        """
+        config = config or PredictConfig()
+        with _as_crew_errors():
+            sent = self.client.scatter(_without_genes(model), broadcast=True, hash=False)
+            asked = [
+                self.client.submit(describe, sent, config, workers=[w], pure=False) for w in self.client.nthreads()
+            ]
+            said = self.client.gather(asked)
+        if len(kinds := sorted({" on ".join(s) for s in said})) > 1:
+            raise CrewError(
+                f"the workers compute differently ({'; '.join(kinds)}): say --device, --precision and --backend that "
+                "all of them have"
+            )
+        return CrewForward(self, sent, model.embedding_digest, config, said[0])
+
+
+class CrewForward:
+    """A model's encoder as workers have it; from :meth:`Crew.forward`.
+
+    Attributes
+    ----------
+    digest
+        What it computes, in the words of :attr:`Model.embedding_digest`.
+    precision
+        Number format, and who computes in it where that is not PyTorch.
+    """
+
+    def __init__(self, crew: Crew, model: Any, digest: str, config: PredictConfig, maker: tuple[str, str]) -> None:
+        self.digest, self.precision = digest, maker[0]
+        self._crew, self._model, self._config, self._maker = crew, model, config, maker
+
+    @property
+    def device(self) -> torch.device:
+        """Kind of device on which the workers compute."""
+        import torch
+
+        return torch.device(self._maker[1])
+
+    def embed(self, growing: Growing, progress: Progress) -> None:
+        """Have the workers compute what is left of a map, and put it in.
+
+        Raises
+        ------
+        CrewError
+            If the cluster is lost, or workers end again and again on the same tiles.
+        Cancelled
+            From `progress`; blocks that are done are kept.
+        """
+        client, schedule, n = self._crew.client, growing.schedule, len(growing.tiles)
+        progress.stage("predicting", n, done=n - schedule.tiles_left)
+        pace, sent, under_way = _Pace(), list[Block](), set[Any]()
+        try:
+            while under_way or len(schedule):
+                workers = max(1, self._crew.n_workers)
+                while len(schedule) and len(under_way) < UNDER_WAY * workers:
+                    blocks = pace.take(schedule, UNDER_WAY * workers)
+                    sent += blocks
+                    under_way.add(self._send(growing, blocks))
+                for future in _finished(under_way):
+                    under_way.remove(future)
+                    with _as_crew_errors():
+                        done: Done = future.result()
+                    pace.add(done)
+                    progress.advance(done.tiles, **done.costs)
+                if getattr(progress, "cancelled", False) is True:
+                    raise Cancelled("stopped while workers were computing")
+        finally:
+            client.cancel(list(under_way), force=True)
+        for block in sent:
+            growing.show(block, *_read_back(growing, block))
+
+    def _send(self, growing: Growing, blocks: list[Block]) -> Any:
+        blocks = sorted(blocks, key=lambda b: b.start)
+        files = growing.store.blocks
+        item = Item(
+            growing.slide.path.resolve(), growing.slide.fingerprint, growing.tiles.of_blocks(blocks),
+            tuple(b.index for b in blocks), dataclasses.replace(files, folder=files.folder.resolve()), self._config,
+            self._maker,
+        )  # fmt: skip
+        key = f"{growing.slide.name}-{os.getpid()}-{next(_number)}"
+        return self._crew.client.submit(
+            work, item, self._model, key=key, pure=False, retries=1, resources={_RESOURCE: 1}
+        )
+
+
+class _Pace:
+    """How many blocks make an item."""
+
+    def __init__(self) -> None:
+        self._block_s = ITEM_S  # before anything is known an item is one block
+
+    def take(self, schedule: Schedule, shares: int) -> list[Block]:
+        """Take the blocks of an item; the last of a slide are shared among all."""
+        n = min(round(ITEM_S / self._block_s), ITEM_BLOCKS, -(-len(schedule) // shares))
+        taken = (schedule.take() for _ in range(max(1, n)))
+        return [b for b in taken if b is not None]
+
+    def add(self, done: Done) -> None:
+        """Learn what a block takes."""
+        if done.computed:
+            self._block_s = max(done.seconds / done.computed, 1e-3)
+
+
+def _finished(under_way: set[Any]) -> set[Any]:
+    """Return what is finished, after a moment at most."""
+    from distributed import wait
+
+    try:
+        return set(wait(under_way, timeout=LOOK_S, return_when="FIRST_COMPLETED").done)
+    except TimeoutError:
+        return set()
+
+
+def _read_back(growing: Growing, block: Block) -> tuple[Any, Any]:
+    """Read a block that a worker wrote; a network disk may show it late."""
+    until = time.monotonic() + SEEN_S
+    while (data := growing.store.read_block(block)) is None:
+        if time.monotonic() > until:
+            raise CrewError(
+                f"{growing.store.blocks.path(block.index)} was written by a worker and is not seen here: results must "
+                "lie where all machines see them"
+            )
+        time.sleep(LOOK_S)
+        os.listdir(growing.store.blocks.folder)  # asks the disk anew
+    return data
+
+
+@contextmanager
+def _as_crew_errors() -> Iterator[None]:
+    """Say in a sentence what became of workers."""
+    from distributed import KilledWorker
+    from distributed.client import CancelledError
+    from distributed.comm import CommClosedError
+
+    try:
+        yield
+    except KilledWorker as e:
+        raise CrewError(
+            "workers ended again and again on the same tiles, for want of memory or by their scheduler's order: give "
+            "them more memory or time, or a smaller --batch-size; the same command goes on from here"
+        ) from e
+    except (CommClosedError, CancelledError, TimeoutError) as e:
+        raise CrewError("the cluster is lost; the same command goes on from here when it is back") from e
+
+
+def _without_genes(model: Model) -> Model:
+    """Return a model whose head reads the same and predicts nothing: workers make embeddings."""
+    head = dataclasses.replace(
+        model.head, weights=np.zeros((model.head.n_dims, 0), np.float32), bias=np.zeros(0, np.float32), genes=(),
+        gene_ids=(), pcc=None, attainable_pcc=None,
+    )  # fmt: skip
+    return dataclasses.replace(model, head=head, carried={})
+
+
+# -- clusters --------------------------------------------------------------------------------------------------------
+
+
+def _need(package: str) -> None:
+    if find_spec(package) is None:
+        raise SettingError(f"a cluster needs the package {package}: pip install 'napari-peka[cluster]'")
+
+
+def _client(cluster: str, workers: int | None, open_: ExitStack) -> Any:
+    """Return a client of the cluster; what is started for it ends with `open_`."""
+    from distributed import Client
+
+    if cluster == LOCAL:
+        return Client(open_.enter_context(_local(workers)))
+    if cluster in SCHEDULERS:
+        jobs = open_.enter_context(_jobs(cluster))
+        jobs.scale(jobs=workers or 1)
+        return Client(jobs)
+    if workers is not None:
+        raise SettingError(f"the cluster at {cluster} has its own workers; leave --workers away")
+    file = Path(cluster)
+    where = {"scheduler_file": cluster} if file.is_file() else {"address": cluster}
+    try:
+        return Client(**where, timeout=10)
+    except (OSError, TimeoutError, ValueError) as e:
+        known = ", ".join((LOCAL, *SCHEDULERS))
+        raise CrewError(
+            f"no cluster answers at {cluster}; give {known}, a scheduler's address such as tcp://10.0.0.1:8786, or its "
+            "scheduler file"
+        ) from e
+
+
+def _local(workers: int | None) -> Any:
+    """Return a cluster of processes on this machine, each with its own GPU or share of the cores."""
+    import torch
+    from distributed import Nanny, Scheduler, SpecCluster
+
+    gpus = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+    gpus = gpus if torch.cuda.is_available() else []
+    n = workers or max(1, len(gpus))
+    env = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // n))}
+    specs = {
+        i: {
+            "cls": Nanny,
+            "options": {
+                "nthreads": 1, "memory_limit": 0, "dashboard": False,
+                "env": env | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}),
+            },
+        }
+        for i in range(n)
+    }  # fmt: skip
+    host = {"host": "127.0.0.1"}
+    for spec in specs.values():
+        spec["options"] |= host  # type: ignore[operator]
+    return SpecCluster(workers=specs, scheduler={"cls": Scheduler, "options": {"dashboard": False, **host}})
+
+
+def _jobs(name: str) -> Any:
+    """Return a cluster of a batch scheduler's jobs, none asked for yet."""
+    _need("dask_jobqueue")
+    import dask_jobqueue
+
+    kind: Callable[[], Any] = getattr(dask_jobqueue, SCHEDULERS[name])
+    command = str(kind.job_cls.submit_command).split()[0]  # type: ignore[attr-defined]
+    if shutil.which(command) is None:
+        raise SettingError(f"{command} is not here: --cluster {name} asks it for jobs; run this on a login node")
+    try:
+        return kind()
+    except ValueError as e:
+        raise SettingError(
+            f"say in ~/.config/dask/jobqueue.yaml what a job of {name} has ({_first(e)}); the documentation of napari-peka "
+            "has an example (Clusters)"
+        ) from e
+
+
+def _first(e: Exception) -> str:
+    return (str(e).splitlines() or [""])[0].rstrip(" .:")

@@ -1,0 +1,135 @@
+"""A map while it is made: what is there of it, what is still to be computed, and where what is done goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_peka.config import PredictConfig
+from napari_peka.core.errors import StoreError
+from napari_peka.core.geometry import Block, TileTable
+from napari_peka.infer.schedule import Schedule
+from napari_peka.io.kept_tiles import KeptTiles
+from napari_peka.io.store import Prediction, RunStore
+
+if TYPE_CHECKING:
+    from napari_peka.io.slide import Slide
+    from napari_peka.models.bundle import Model
+
+Embeddings = npt.NDArray[np.float16]
+OnStart = Callable[[Prediction, Schedule], None]
+OnBlock = Callable[[Block, Embeddings, npt.NDArray[np.bool_]], None]
+OnPart = Callable[[Block, Embeddings], None]
+
+
+@dataclass(eq=False)
+class Growing:
+    """A growing map.
+
+    Parameters
+    ----------
+    slide, model, config
+        What is predicted on, with what, and how.
+    store
+        Where finished blocks are kept.
+    live
+        The map, NaN where it is not done.
+    kept
+        What the same encoder has seen of the slide before; None: nothing is kept.
+    on_block, on_part
+        Hear of each finished block, and of a block in work; see :func:`napari_peka.predict`.
+    """
+
+    slide: Slide
+    model: Model
+    config: PredictConfig
+    store: RunStore
+    live: Prediction
+    kept: KeptTiles | None
+    on_block: OnBlock | None
+    on_part: OnPart | None
+
+    def __post_init__(self) -> None:
+        self.blocks = self.tiles.blocks()
+        self.schedule = Schedule([])
+        self._anything_new = False
+
+    @property
+    def tiles(self) -> TileTable:
+        """The tiles of the map."""
+        return self.live.tiles
+
+    def take(self, known: Prediction | None) -> list[Block]:
+        """Put in what is there already, schedule the rest, and return the blocks that are there.
+
+        Parameters
+        ----------
+        known
+            A result of the same tiles and encoder, of which all is taken; None: there is none.
+        """
+        seen = self.kept.read(self.tiles) if self.kept and known is None else None
+        there = []
+        for block in self.blocks:
+            rows = slice(block.start, block.stop)
+            if known is not None:
+                self._put(block, known.embeddings[rows], known.read_ok[rows])
+            elif (data := self.store.read_block(block)) is not None:
+                self._put(block, *data)
+            elif seen is not None and not np.isnan(seen[rows, 0]).any():
+                self._put(block, seen[rows], np.ones(len(block), bool))
+            else:
+                continue
+            there.append(block)
+        self.schedule = Schedule(self.blocks, [b.index for b in there])
+        return there
+
+    def keep(self, block: Block, embeddings: Embeddings, ok: npt.NDArray[np.bool_]) -> None:
+        """Write a finished block, and show it."""
+        self.store.write_block(block, embeddings, ok)
+        self.show(block, embeddings, ok)
+
+    def show(self, block: Block, embeddings: Embeddings, ok: npt.NDArray[np.bool_]) -> None:
+        """Put a block that was computed just now into the map, and tell of it."""
+        self._anything_new = True
+        self._put(block, embeddings, ok)
+        self.tell(block)
+
+    def tell(self, block: Block) -> None:
+        """Tell of a block that is in the map."""
+        if self.on_block:
+            rows = slice(block.start, block.stop)
+            self.on_block(block, self.live.embeddings[rows], self.live.read_ok[rows])
+
+    def show_part(self, block: Block, embeddings: Embeddings) -> None:
+        """Put what is done of a block into the map, and tell of it."""
+        self.live.embeddings[block.start : block.stop] = embeddings
+        if self.on_part:
+            self.on_part(block, embeddings)
+
+    def _put(self, block: Block, embeddings: Embeddings, ok: npt.NDArray[np.bool_]) -> None:
+        self.live.embeddings[block.start : block.stop] = embeddings
+        self.live.read_ok[block.start : block.stop] = ok
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Let the map's record say how far it is until the block ends well; what was seen is kept however it ends."""
+        self.live.record["partial"] = self.live.done_in_words
+        try:
+            yield
+        finally:
+            self.live.record["partial"] = self.live.done_in_words
+            if self.kept and self._anything_new:
+                with suppress(StoreError):  # a cache that cannot be written costs time, nothing else
+                    self.kept.add(self.tiles, self.live.embeddings)
+        del self.live.record["partial"]
+
+
+def empty_prediction(tiles: TileTable, model: Model, record: dict[str, object]) -> Prediction:
+    """Return a map of which nothing is done."""
+    embeddings = np.full((len(tiles), model.head.embedding_dims), np.nan, np.float16)
+    return Prediction(tiles, embeddings, model.head, np.ones(len(tiles), bool), record)
