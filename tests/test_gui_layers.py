@@ -20,6 +20,7 @@ from napari_peka.core.geometry import TileSpec, TileTable
 from napari_peka.core.head import GeneHead
 from napari_peka.gui import layers, map_layers, reader, region_layers
 from napari_peka.io.slide import open_slide
+from napari_peka.io.slide_list import ENDINGS
 from napari_peka.io.store import Prediction
 
 MPP = (0.4, 0.5)
@@ -264,7 +265,7 @@ class TestManifest:
     def test_patterns_are_those_of_the_reader(self):
         (entry,) = self.manifest().contributions.readers
         claimed = {p.removeprefix("*") for p in entry.filename_patterns}
-        assert claimed == {*reader.SLIDE_ENDINGS, reader.RESULT_ENDING, reader.SESSION_ENDING}
+        assert claimed == {*ENDINGS, reader.RESULT_ENDING, reader.SESSION_ENDING}
         assert not claimed & {".tif", ".tiff", ".jpg", ".png"}
 
 

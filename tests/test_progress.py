@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from napari_peka import console as console_module
-from napari_peka.console import ConsoleProgress, console_progress
+from napari_peka.console import console_progress
 from napari_peka.core import progress as progress_module
 from napari_peka.core.progress import NULL, Cancelled, JobProgress, Progress, Snapshot, human_time
 
@@ -38,7 +38,8 @@ def clock(monkeypatch):
 def test_all_kinds_of_progress_fit_the_protocol():
     assert isinstance(NULL, Progress)
     assert isinstance(JobProgress(), Progress)
-    assert isinstance(ConsoleProgress("a"), Progress)
+    with console_progress("a", console(terminal=False)) as job:
+        assert isinstance(job, Progress)
 
 
 def test_rate_and_time_left(clock):
@@ -232,7 +233,7 @@ def test_a_terminal_shows_stage_done_rate_and_time_left_and_is_left_clean(clock)
         job.stage("predicting", 4800, done=1200)
         clock.now += 10
         job.advance(600)
-        job.bar.refresh()
+        job.bars.refresh()
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.file.getvalue())
     assert "resumed: 1200 of 4800 were done before" in text
     assert "predicting 1800/4800 · 60.0/s · 50 s left" in text
@@ -245,13 +246,14 @@ def test_a_long_file_name_leaves_room_for_the_numbers(clock):
         job.stage("predicting", 4800)
         clock.now += 10
         job.advance(600)
-        job.bar.refresh()
+        job.bars.refresh()
     assert "predicting 600/4800" in out.file.getvalue()
 
 
 def test_a_dumb_terminal_gets_lines(monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
-    assert not ConsoleProgress("a", console(terminal=True)).live
+    with console_progress("a", console(terminal=True)) as job:
+        assert not job.live
 
 
 def test_a_pause_holds_the_job_and_neither_rate_nor_time_left_hear_of_it(clock):

@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -196,7 +196,10 @@ def info(
 @app.command()
 def predict(
     # readable: typer would refuse the whole command for one slide that may not be read
-    slides: Annotated[list[Path], typer.Argument(help="Whole-slide images.", readable=False)],
+    slides: Annotated[
+        list[Path],
+        typer.Argument(help="Whole-slide images, folders of them, or manifests (CSV: path, mpp).", readable=False),
+    ],
     model: Annotated[str, typer.Option(help="demo, a bundle's folder or .zip, its name, or a hub id.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")],
     genes: Annotated[str | None, typer.Option(help="Genes to draw as PNG, separated by commas.")] = None,
@@ -222,6 +225,13 @@ def predict(
     find_tissue: Annotated[
         bool, typer.Option(help="Only tiles on tissue, or every tile of the region or slide.")
     ] = True,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Compute by workers: local (a process a GPU), slurm, pbs, lsf, or a dask scheduler's address or file."
+        ),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes of local, or jobs of a scheduler.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a result of another slide, model or setting.")] = False,
     dry_run: Annotated[
         bool,
@@ -231,21 +241,31 @@ def predict(
 ) -> None:
     """Predict the expression maps of slides. Interrupted, the same command goes on where it stopped."""
     from napari_peka.config import PredictConfig
-    from napari_peka.console import estimate_text, predict_text
+    from napari_peka.console import console_progress, estimate_text, predict_text
+    from napari_peka.io.slide_list import list_slides
     from napari_peka.workflows.many import check_names
 
     config = PredictConfig(
         device=device, precision=precision, backend=backend, batch_size=batch_size, stride_px=stride_px,
         min_tissue=min_tissue, find_tissue=find_tissue, tissue_threshold=tissue_threshold,
     )  # fmt: skip
-    check_names(slides)
+    if workers is not None and cluster is None:
+        raise SettingError("--workers says how many workers a cluster has: give --cluster local, slurm, ... too")
+    if dry_run and cluster is not None:
+        raise SettingError("--dry-run times tiles on this machine: leave --cluster away")
+    with console_progress("slides") as progress:
+        listed = list_slides(slides, progress=progress)
+    paths, said = [one.path for one in listed], {one.path: one.mpp for one in listed}
+    check_names(paths)
     loaded = _model(model)
     wanted = list(dict.fromkeys(g.strip() for g in (genes or "").split(",") if g.strip()))
     for gene in wanted:
         loaded.head.index(gene)  # an unknown gene is said before hours of work
-    entries = _predict_many(
-        slides, loaded, output, wanted, roi=roi, mpp=mpp, config=config, overwrite=overwrite, dry_run=dry_run
-    )
+    with _crew_forward(cluster, workers, loaded, config) as crew:
+        entries = _predict_many(
+            paths, loaded, output, wanted, roi=roi, mpp=lambda path: said[path] or mpp, config=config,
+            overwrite=overwrite, dry_run=dry_run, **crew,
+        )  # fmt: skip
     text = (estimate_text if dry_run else predict_text)(entries)
     write_result([{k: v for k, v in e.items() if k != "code"} for e in entries], as_json, text)
     failed = [e for e in entries if "error" in e]
@@ -357,12 +377,30 @@ def _model(name: str) -> Any:
     return load_model(name)
 
 
+@contextmanager
+def _crew_forward(
+    cluster: str | None, workers: int | None, model: Any, config: PredictConfig
+) -> Iterator[dict[str, Any]]:
+    """Give what predicting takes for workers to compute; nothing where there is no cluster."""
+    if cluster is None:
+        yield {}
+        return
+    from napari_peka.console import console_progress
+    from napari_peka.workflows.crew import open_crew
+
+    with ExitStack() as open_:
+        with console_progress(cluster) as progress:
+            crew = open_.enter_context(open_crew(cluster, workers, progress=progress))
+            forward = crew.forward(model, config)
+        yield {"forward": forward}
+
+
 def _predict_many(
     slides: list[Path], model: Any, output: Path, genes: list[str], *, config: PredictConfig, dry_run: bool = False,
     **how: Any,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Predict slides, or say what predicting them would take; an entry has ``error`` and ``code`` where one failed."""
-    from napari_peka.console import console_progress
+    from napari_peka.console import console_progresses
     from napari_peka.workflows.estimate import estimate_many
     from napari_peka.workflows.many import predict_many
 
@@ -370,14 +408,16 @@ def _predict_many(
         return f"[{i + 1}/{len(slides)}] {slide.name}" if len(slides) > 1 else slide.name
 
     walk = estimate_many if dry_run else partial(predict_many, genes=genes)
-    done = walk(slides, model, output, config=config, progress_of=lambda i, p: console_progress(title(i, p)), **how)
-    entries = []
-    for i, outcome in enumerate(done):
-        entry = outcome.entry
-        if outcome.error is not None:
-            text, code = sentence(outcome.error)
-            entry = entry | {"error": " ".join(text.split()), "code": code}
-            if i + 1 < len(slides):
-                _say(f"{title(i, outcome.slide)}: {entry['error']}")  # hours before the end of the others
-        entries.append(entry)
-    return entries
+    entries: dict[int, dict[str, Any]] = {}
+    with console_progresses() as progress:
+        for outcome in walk(
+            slides, model, output, config=config, progress_of=lambda i, p: progress(title(i, p)), **how
+        ):  # fmt: skip
+            entry = outcome.entry
+            if outcome.error is not None:
+                text, code = sentence(outcome.error)
+                entry = entry | {"error": " ".join(text.split()), "code": code}
+                if len(entries) + 1 < len(slides):
+                    _say(f"{title(outcome.number, outcome.slide)}: {entry['error']}")  # hours before the others end
+            entries[outcome.number] = entry
+    return [entries[i] for i in sorted(entries)]

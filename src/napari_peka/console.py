@@ -7,8 +7,8 @@ Progress: a rich bar on standard error, a plain line now and then where that is 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
@@ -29,25 +29,15 @@ class ConsoleProgress(JobProgress):
     ----------
     title
         What the job works on, such as the slide's file name.
-    console
-        Where to draw; standard error by default.
+    bars
+        Where to draw: a line is added.
     """
 
-    def __init__(self, title: str, console: Console | None = None) -> None:
+    def __init__(self, title: str, bars: Progress) -> None:
         super().__init__()
-        self.title = title
-        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
-        self.live = self._console.is_terminal and not self._console.is_dumb_terminal
-        # the bar comes before the words: it stays where it is while they change
-        self.bar = Progress(
-            TextColumn("{task.fields[title]}", markup=False, table_column=Column(no_wrap=True, max_width=32)),
-            BarColumn(bar_width=24),
-            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
-            console=self._console,
-            transient=True,
-            refresh_per_second=4,
-        )
-        self._task = self.bar.add_task("", total=None, title=title)
+        self.title, self.bars = title, bars
+        self.live = _is_live(bars.console)
+        self.task = bars.add_task("", total=None, title=title)
         self._said, self._next, self._pause = 0, 0.0, LOG_EVERY_S
 
     def stage(self, name: str, total: int | None = None, done: int = 0) -> None:
@@ -64,24 +54,57 @@ class ConsoleProgress(JobProgress):
             self._said += 1
         state, now = self.snapshot(), time.monotonic()
         if self.live:
-            self.bar.update(self._task, description=state.text, completed=state.done, total=state.total)
+            self.bars.update(self.task, description=state.text, completed=state.done, total=state.total)
         elif state.total is not None and now >= self._next and state.done < state.total:
             self._next, self._pause = now + self._pause, min(2 * self._pause, LOG_AT_MOST_S)
             self._line(state.text)
 
     def _line(self, text: str) -> None:
-        self._console.print(f"{self.title}: {text}", markup=False)
+        self.bars.console.print(f"{self.title}: {text}", markup=False)
+
+
+@contextmanager
+def console_progresses(
+    console: Console | None = None,
+) -> Iterator[Callable[[str], AbstractContextManager[ConsoleProgress]]]:
+    """Give what shows the progress of jobs, some of them at the same time, on standard error while the block runs."""
+    console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    # the bar comes before the words: it stays where it is while they change
+    bars = Progress(
+        TextColumn("{task.fields[title]}", markup=False, table_column=Column(no_wrap=True, max_width=32)),
+        BarColumn(bar_width=24),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+        console=console,
+        transient=True,
+        refresh_per_second=4,
+    )
+
+    ended: list[ConsoleProgress] = []
+
+    @contextmanager
+    def one(title: str) -> Iterator[ConsoleProgress]:
+        while ended:
+            bars.remove_task(ended.pop().task)
+        progress = ConsoleProgress(title, bars)
+        try:
+            yield progress
+        finally:
+            ended.append(progress)
+
+    with bars if _is_live(console) else nullcontext():
+        yield one
 
 
 @contextmanager
 def console_progress(title: str, console: Console | None = None) -> Iterator[ConsoleProgress]:
     """Show a job's progress on standard error while the block runs."""
-    progress = ConsoleProgress(title, console)
-    if not progress.live:
+    with console_progresses(console) as shown, shown(title) as progress:
         yield progress
-        return
-    with progress.bar:
-        yield progress
+
+
+def _is_live(console: Console) -> bool:
+    """Return whether a bar can be drawn again and again."""
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 def info_text(data: dict[str, Any]) -> str:

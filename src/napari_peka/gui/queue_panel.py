@@ -24,18 +24,18 @@ from qtpy.QtWidgets import (
 
 from napari_peka.core.errors import MissingResolution
 from napari_peka.core.progress import JobProgress
-from napari_peka.gui import predict_job, reader
+from napari_peka.gui import predict_job
 from napari_peka.gui.aside import Aside
 from napari_peka.gui.choosers import DropTable, FolderField, Snug
 from napari_peka.gui.places import default_folder
 from napari_peka.gui.run_panel import RunPanel, sentence
+from napari_peka.io.slide_list import slides_of
 
 if TYPE_CHECKING:
     from napari_peka.io.store import Prediction
 
 WAITING, DONE = "waiting", "done"
 _FILE, _STATE = range(2)
-_PLAIN = (".tif", ".tiff")
 
 
 class QueueTable(DropTable):
@@ -260,13 +260,6 @@ class QueuePanel(QWidget):
 
     def _not_opened(self, error: BaseException) -> None:
         self.words.setText(sentence(error))
-
-
-def slides_of(path: Path) -> list[Path]:
-    """Return a file itself, or the slides that lie in a folder; a slide that is a folder is one."""
-    if not path.is_dir() or path.name.lower().endswith(reader.SLIDE_ENDINGS):
-        return [path]
-    return sorted(p for p in path.iterdir() if p.name.lower().endswith((*reader.SLIDE_ENDINGS, *_PLAIN)))
 
 
 def _read(result: Path) -> Prediction:

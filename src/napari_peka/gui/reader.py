@@ -10,8 +10,8 @@ from napari_peka.core.errors import PekaError, SettingError
 from napari_peka.gui.layers import LayerTuple, slide_layer
 from napari_peka.gui.map_layers import best_gene, heatmap_layer
 from napari_peka.gui.words import in_the_window
+from napari_peka.io.slide_list import ENDINGS, PLAIN_ENDINGS
 
-SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif", ".svslide", ".ome.tif", ".ome.tiff", ".ome.zarr")
 RESULT_ENDING, SESSION_ENDING = ".peka.zarr", ".peka.json"
 #: a tif without pyramid is taken for a slide from this longer side on, px
 _SLIDE_PX = 4096
@@ -79,9 +79,9 @@ def _say(sentences: Iterable[str], error: bool = False) -> None:
 
 def _is_ours(path: Path) -> bool:
     name = path.name.lower()
-    if name.endswith((*SLIDE_ENDINGS, RESULT_ENDING, SESSION_ENDING)):
+    if name.endswith((*ENDINGS, RESULT_ENDING, SESSION_ENDING)):
         return True
-    return name.endswith((".tif", ".tiff")) and _tif_is_slide(path)
+    return name.endswith(PLAIN_ENDINGS) and _tif_is_slide(path)
 
 
 def _tif_is_slide(path: Path) -> bool:

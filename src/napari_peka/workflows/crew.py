@@ -8,6 +8,7 @@ result is put together here, as if all had been computed in this process.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import shutil
 import time
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LOCAL = "local"
+LOOPBACK = "127.0.0.1"
 #: batch schedulers, as ``--cluster`` has them, and the classes of dask-jobqueue that ask them for jobs
 SCHEDULERS = {
     "slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster", "oar": "OARCluster",
@@ -51,7 +53,6 @@ UNDER_WAY = 2
 LOOK_S = 0.2
 #: seconds that a network disk may take to show here what a worker wrote
 SEEN_S = 60.0
-_RESOURCE = "napari-peka"
 _number = count()
 
 
@@ -63,8 +64,8 @@ def open_crew(cluster: str = LOCAL, workers: int | None = None, *, progress: Pro
     ----------
     cluster
         ``"local"``: processes on this machine, one a GPU, or one on all cores where there is none. ``"slurm"``,
-        ``"pbs"``, ``"lsf"``, ``"sge"``, ``"oar"``, ``"moab"`` or ``"htcondor"``: jobs of that scheduler, as dask-jobqueue
-        is configured. Else the address of a dask scheduler that is there, or its scheduler file.
+        ``"pbs"``, ``"lsf"``, ``"sge"``, ``"oar"``, ``"moab"`` or ``"htcondor"``: jobs of that scheduler, as
+        dask-jobqueue is configured. Else the address of a dask scheduler that is there, or its scheduler file.
     workers
         Processes, or jobs; None: as many as there are GPUs, or one. A cluster at an address has its own.
     progress
@@ -99,18 +100,7 @@ class Crew:
     """
 
     def __init__(self, client: Any) -> None:
-        from napari_peka.workflows.crew_hand import Hand
-
         self.client = client
-        release = version("napari-peka")
-        try:
-            client.register_plugin(Hand(_RESOURCE, release))
-        except PekaError:
-            raise
-        except Exception as e:
-            raise CrewError(
-                f"the workers cannot be made ready ({e or type(e).__name__}); they need napari-peka {release}, as here"
-            ) from e
 
     @property
     def n_workers(self) -> int:
@@ -125,11 +115,21 @@ class Crew:
         CrewError
             If workers compute in different formats or on different kinds of devices: their numbers must not be mixed.
         """
-        config = config or PredictConfig()
+        from napari_peka.workflows.crew_hand import Hand
+
+        config, digest, release = config or PredictConfig(), model.embedding_digest, version("napari-peka")
+        hand = Hand(_without_genes(model), release)
+        try:
+            self.client.register_plugin(hand)
+        except PekaError:
+            raise
+        except Exception as e:
+            raise CrewError(
+                f"the workers cannot be made ready ({e or type(e).__name__}); they need napari-peka {release}, as here"
+            ) from e
         with _as_crew_errors():
-            sent = self.client.scatter(_without_genes(model), broadcast=True, hash=False)
             asked = [
-                self.client.submit(describe, sent, config, workers=[w], pure=False) for w in self.client.nthreads()
+                self.client.submit(describe, digest, config, workers=[w], pure=False) for w in self.client.nthreads()
             ]
             said = self.client.gather(asked)
         if len(kinds := sorted({" on ".join(s) for s in said})) > 1:
@@ -137,7 +137,7 @@ class Crew:
                 f"the workers compute differently ({'; '.join(kinds)}): say --device, --precision and --backend that "
                 "all of them have"
             )
-        return CrewForward(self, sent, model.embedding_digest, config, said[0])
+        return CrewForward(self, digest, hand.resource, config, said[0])
 
 
 class CrewForward:
@@ -151,9 +151,9 @@ class CrewForward:
         Number format, and who computes in it where that is not PyTorch.
     """
 
-    def __init__(self, crew: Crew, model: Any, digest: str, config: PredictConfig, maker: tuple[str, str]) -> None:
+    def __init__(self, crew: Crew, digest: str, resource: str, config: PredictConfig, maker: tuple[str, str]) -> None:
         self.digest, self.precision = digest, maker[0]
-        self._crew, self._model, self._config, self._maker = crew, model, config, maker
+        self._crew, self._resource, self._config, self._maker = crew, resource, config, maker
 
     @property
     def device(self) -> torch.device:
@@ -182,10 +182,10 @@ class CrewForward:
                     blocks = pace.take(schedule, UNDER_WAY * workers)
                     sent += blocks
                     under_way.add(self._send(growing, blocks))
-                for future in _finished(under_way):
-                    under_way.remove(future)
-                    with _as_crew_errors():
-                        done: Done = future.result()
+                with _as_crew_errors():
+                    finished = {future: future.result() for future in _finished(under_way)}
+                under_way -= finished.keys()
+                for done in finished.values():
                     pace.add(done)
                     progress.advance(done.tiles, **done.costs)
                 if getattr(progress, "cancelled", False) is True:
@@ -201,12 +201,10 @@ class CrewForward:
         item = Item(
             growing.slide.path.resolve(), growing.slide.fingerprint, growing.tiles.of_blocks(blocks),
             tuple(b.index for b in blocks), dataclasses.replace(files, folder=files.folder.resolve()), self._config,
-            self._maker,
+            self.digest, self._maker,
         )  # fmt: skip
         key = f"{growing.slide.name}-{os.getpid()}-{next(_number)}"
-        return self._crew.client.submit(
-            work, item, self._model, key=key, pure=False, retries=1, resources={_RESOURCE: 1}
-        )
+        return self._crew.client.submit(work, item, key=key, pure=False, retries=1, resources={self._resource: 1})
 
 
 class _Pace:
@@ -247,7 +245,7 @@ def _read_back(growing: Growing, block: Block) -> tuple[Any, Any]:
                 "lie where all machines see them"
             )
         time.sleep(LOOK_S)
-        os.listdir(growing.store.blocks.folder)  # asks the disk anew
+        list(growing.store.blocks.folder.iterdir())  # asks the disk anew
     return data
 
 
@@ -255,7 +253,7 @@ def _read_back(growing: Growing, block: Block) -> tuple[Any, Any]:
 def _as_crew_errors() -> Iterator[None]:
     """Say in a sentence what became of workers."""
     from distributed import KilledWorker
-    from distributed.client import CancelledError
+    from distributed.client import CancelledError, FuturesCancelledError
     from distributed.comm import CommClosedError
 
     try:
@@ -265,7 +263,7 @@ def _as_crew_errors() -> Iterator[None]:
             "workers ended again and again on the same tiles, for want of memory or by their scheduler's order: give "
             "them more memory or time, or a smaller --batch-size; the same command goes on from here"
         ) from e
-    except (CommClosedError, CancelledError, TimeoutError) as e:
+    except (CommClosedError, CancelledError, FuturesCancelledError, TimeoutError) as e:
         raise CrewError("the cluster is lost; the same command goes on from here when it is back") from e
 
 
@@ -312,6 +310,7 @@ def _client(cluster: str, workers: int | None, open_: ExitStack) -> Any:
 
 def _local(workers: int | None) -> Any:
     """Return a cluster of processes on this machine, each with its own GPU or share of the cores."""
+    import dask
     import torch
     from distributed import Nanny, Scheduler, SpecCluster
 
@@ -323,16 +322,17 @@ def _local(workers: int | None) -> Any:
         i: {
             "cls": Nanny,
             "options": {
-                "nthreads": 1, "memory_limit": 0, "dashboard": False,
+                "nthreads": 1, "memory_limit": 0, "dashboard": False, "host": LOOPBACK,
                 "env": env | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}),
             },
         }
         for i in range(n)
     }  # fmt: skip
-    host = {"host": "127.0.0.1"}
-    for spec in specs.values():
-        spec["options"] |= host  # type: ignore[operator]
-    return SpecCluster(workers=specs, scheduler={"cls": Scheduler, "options": {"dashboard": False, **host}})
+    scheduler = {"cls": Scheduler, "options": {"dashboard": False, "host": LOOPBACK}}
+    # what workers log of their coming and going is no news to whoever waits for a map
+    quiet = {"distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": "error"}
+    with dask.config.set(quiet):
+        return SpecCluster(workers=specs, scheduler=scheduler, silence_logs=logging.ERROR)
 
 
 def _jobs(name: str) -> Any:
@@ -348,8 +348,8 @@ def _jobs(name: str) -> Any:
         return kind()
     except ValueError as e:
         raise SettingError(
-            f"say in ~/.config/dask/jobqueue.yaml what a job of {name} has ({_first(e)}); the documentation of napari-peka "
-            "has an example (Clusters)"
+            f"say in ~/.config/dask/jobqueue.yaml what a job of {name} has ({_first(e)}); the documentation has an "
+            "example (Many slides, many machines)"
         ) from e
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: slides that a worker keeps open
 _OPEN = 4
+#: what a worker was given, by its ``embedding_digest``
+models: dict[str, Model] = {}
 _lock = threading.Lock()
 _forward: tuple[tuple[str, PredictConfig], Forward] | None = None
 _slides: OrderedDict[tuple[Path, str, tuple[float, float]], Slide] = OrderedDict()
@@ -46,6 +48,8 @@ class Item:
         Where finished blocks go.
     config
         Settings.
+    model
+        ``embedding_digest`` of one of :data:`models`.
     maker
         Format and kind of device that all workers have; see :func:`describe`.
     """
@@ -56,6 +60,7 @@ class Item:
     indices: tuple[int, ...]
     files: BlockFiles
     config: PredictConfig
+    model: str
     maker: tuple[str, str]
 
 
@@ -81,13 +86,13 @@ class Done:
     costs: dict[str, float] = field(default_factory=dict)
 
 
-def describe(model: Model, config: PredictConfig) -> tuple[str, str]:
-    """Return in what format this worker computes, and on what kind of device."""
+def describe(model: str, config: PredictConfig) -> tuple[str, str]:
+    """Return in what format this worker computes one of its models, and on what kind of device."""
     forward = _encoder(model, config)
     return forward.precision, forward.device.type
 
 
-def work(item: Item, model: Model) -> Done:
+def work(item: Item) -> Done:
     """Embed an item's blocks and write each; what is there already is left alone.
 
     Raises
@@ -99,7 +104,7 @@ def work(item: Item, model: Model) -> Done:
     from napari_peka.infer.schedule import Schedule
     from napari_peka.workflows.predict import readers_of
 
-    forward = _encoder(model, item.config)
+    forward = _encoder(item.model, item.config)
     if (here := (forward.precision, forward.device.type)) != item.maker:
         raise CrewError(f"a worker computes in {' on '.join(here)}, others in {' on '.join(item.maker)}; say which")
     for path in (item.slide, item.files.folder):
@@ -120,15 +125,15 @@ def work(item: Item, model: Model) -> Done:
     return Done(len(item.tiles), len(blocks) - len(there), perf_counter() - began, costs.last)
 
 
-def _encoder(model: Model, config: PredictConfig) -> Forward:
+def _encoder(model: str, config: PredictConfig) -> Forward:
     from napari_peka.workflows.predict import load_forward
 
     global _forward
-    key = model.embedding_digest, config
+    key = model, config
     with _lock:
         if _forward is None or _forward[0] != key:
             _forward = None  # two large encoders may not fit
-            _forward = key, load_forward(model, config)
+            _forward = key, load_forward(models[model], config)
         return _forward[1]
 
 
@@ -141,9 +146,7 @@ def _slide(item: Item) -> Slide:
             slide = open_slide(item.slide, mpp=item.tiles.slide_mpp)
             if slide.fingerprint != item.fingerprint:
                 slide.close()
-                raise CrewError(
-                    f"{item.slide} is another file on a worker; slides must lie where all machines see them"
-                )
+                raise CrewError(f"{item.slide} is another file on a worker; put slides where all see them")
             _slides[key] = slide
             if len(_slides) > _OPEN:
                 _slides.popitem(last=False)[1].close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle
@@ -171,8 +171,9 @@ def estimate(
 
 
 def estimate_many(
-    slides: Sequence[Path | str], model: Model, output: Path, *, roi: Path | None = None, mpp: float | None = None,
-    config: PredictConfig | None = None, overwrite: bool = False, progress_of: ProgressOf | None = None,
+    slides: Sequence[Path | str], model: Model, output: Path, *, roi: Path | None = None,
+    mpp: float | Callable[[Path], float | None] | None = None, config: PredictConfig | None = None,
+    overwrite: bool = False, progress_of: ProgressOf | None = None,
 ) -> Iterator[Outcome]:  # fmt: skip
     """Yield for each slide what :func:`predict_many` would take for it; nothing is written.
 
@@ -190,7 +191,7 @@ def estimate_many(
             with progress_of(i, slide) if progress_of else nullcontext(NULL) as progress:
                 region = read_regions(roi) if roi else None
                 target = result_of(slide, output)
-                with open_slide(slide, mpp=mpp) as opened:
+                with open_slide(slide, mpp=mpp(slide) if callable(mpp) else mpp) as opened:
                     found = estimate(
                         opened, model, config=config, region=region, output=target, forward=forward, progress=progress
                     )
@@ -201,7 +202,7 @@ def estimate_many(
             raise
         except Exception as e:  # noqa: BLE001 - as in predict_many
             error = e
-        yield Outcome(slide, entry, error)
+        yield Outcome(slide, entry, error, i)
 
 
 def seconds_needed(there: Standing, reading: float, computing: float, forward: Forward, config: PredictConfig) -> float:

@@ -40,11 +40,14 @@ class Outcome:
         What the command line writes of it as JSON; without ``output`` where it failed.
     error
         Why it failed; None: it did not.
+    number
+        Its place among the slides, from 0.
     """
 
     slide: Path
     entry: dict[str, Any]
     error: Exception | None = None
+    number: int = 0
 
 
 def stem(slide: Path) -> str:
@@ -138,7 +141,7 @@ def predict_many(
             raise
         except Exception as e:  # noqa: BLE001 - a night's other slides must not pay for this one
             error = e
-        return Outcome(slide, entry, error)
+        return Outcome(slide, entry, error, i)
 
     numbered = enumerate(map(Path, slides))
     if not hasattr(maker, "embed"):
