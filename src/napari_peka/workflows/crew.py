@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LOCAL = "local"
-LOOPBACK = "127.0.0.1"
+LOOPBACK, ANY_PORT = "127.0.0.1", "127.0.0.1:0"
 #: batch schedulers, as ``--cluster`` has them, and the classes of dask-jobqueue that ask them for jobs
 SCHEDULERS = {
     "slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster", "oar": "OARCluster",
@@ -322,36 +322,33 @@ def _local(workers: int | None) -> Any:
         i: {
             "cls": Nanny,
             "options": {
-                "nthreads": 1, "memory_limit": 0, "dashboard": False, "host": LOOPBACK,
+                "nthreads": 1, "memory_limit": 0, "host": LOOPBACK, "dashboard": False,
+                "dashboard_address": ANY_PORT,
                 "env": env | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}),
             },
         }
         for i in range(n)
     }  # fmt: skip
-    scheduler = {"cls": Scheduler, "options": {"dashboard": False, "host": LOOPBACK}}
+    options = {"host": LOOPBACK, "dashboard": False, "dashboard_address": ANY_PORT}
     # what workers log of their coming and going is no news to whoever waits for a map
     quiet = {"distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": "error"}
     with dask.config.set(quiet):
-        return SpecCluster(workers=specs, scheduler=scheduler, silence_logs=logging.ERROR)
+        return SpecCluster(workers=specs, scheduler={"cls": Scheduler, "options": options}, silence_logs=logging.ERROR)
 
 
 def _jobs(name: str) -> Any:
     """Return a cluster of a batch scheduler's jobs, none asked for yet."""
     _need("dask_jobqueue")
+    import dask
     import dask_jobqueue
 
     kind: Callable[[], Any] = getattr(dask_jobqueue, SCHEDULERS[name])
     command = str(kind.job_cls.submit_command).split()[0]  # type: ignore[attr-defined]
     if shutil.which(command) is None:
         raise SettingError(f"{command} is not here: --cluster {name} asks it for jobs; run this on a login node")
-    try:
-        return kind()
-    except ValueError as e:
+    if unsaid := [k for k in ("cores", "memory") if dask.config.get(f"jobqueue.{name}.{k}", None) is None]:
         raise SettingError(
-            f"say in ~/.config/dask/jobqueue.yaml what a job of {name} has ({_first(e)}); the documentation has an "
-            "example (Many slides, many machines)"
-        ) from e
-
-
-def _first(e: Exception) -> str:
-    return (str(e).splitlines() or [""])[0].rstrip(" .:")
+            f"say in ~/.config/dask/jobqueue.yaml what a job of {name} has ({' and '.join(unsaid)} are missing); the "
+            "documentation has an example (Many slides, many machines)"
+        )
+    return kind()
