@@ -49,7 +49,7 @@ class GrowingMap:
         self._news.append(lambda: self._begin(prediction, schedule))
 
     def on_block(self, block: Any, *_: Any) -> None:
-        """Hear of a finished block."""
+        """Hear of a block that is finished, or of which more is done."""
         self._blocks.append(block)
 
     # -- in the window's thread ----------------------------------------------------------------------------------

@@ -214,7 +214,7 @@ def run(
     on_start: Callable[[Prediction, Any], None],
     on_block: Callable[..., None],
 ) -> Prediction:
-    """Predict; `on_open` hears of a slide that was opened for it, which stays open."""
+    """Predict; `on_open` hears of a slide that was opened for it, which stays open, `on_block` of parts of blocks too."""
     from napari_peka.io.slide import open_slide
     from napari_peka.workflows.predict import predict
 
@@ -231,6 +231,7 @@ def run(
                 slide, model, output=wish.output, region=wish.region, config=config, overwrite=wish.replace,
                 tissue=memory.tissue(slide, config) if slide.resolution is not None else None,
                 forward=memory.forward(model, config), progress=progress, on_start=on_start, on_block=on_block,
+                on_part=on_block,
             )  # fmt: skip
     finally:
         memory.forget_forward()

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from napari_peka.core import files
 from napari_peka.core.geometry import TileTable
-from napari_peka.io.cache import EMBEDDINGS, kept_in, tidy, touch
+from napari_peka.io.cache import EMBEDDINGS, cache_folder, kept_in, tidy, touch
 
 ENVIRONMENT = "NAPARI_PEKA_REUSE"
 _PLACE, _EMBEDDINGS = "grid_yx", "embeddings"
@@ -57,7 +57,7 @@ class KeptTiles:
         decides = {k: v for k, v in record["identity"].items() if k not in _BESIDE}
         decides["encoder"] = record["model"]["embedding_digest"]
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-        return cls(kept_in(EMBEDDINGS) / f"{record['slide']['name']}-{digest}.safetensors", n_dims)
+        return cls(cache_folder() / EMBEDDINGS / f"{record['slide']['name']}-{digest}.safetensors", n_dims)
 
     def read(self, tiles: TileTable) -> npt.NDArray[np.float16] | None:
         """Return the embeddings of those of the tiles that were seen before, float16 ``(n, d)``, NaN for the others.
@@ -106,7 +106,7 @@ class KeptTiles:
             values = np.concatenate([before[1][other], values])
         if len(place):
             data = {_PLACE: np.ascontiguousarray(place, np.int32), _EMBEDDINGS: np.ascontiguousarray(values)}
-            files.write_whole(self.path, save(data))
+            files.write_whole(kept_in(EMBEDDINGS) / self.path.name, save(data))
             tidy()
 
     def _load(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float16]] | None:
