@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from napari_peka.io.slide_list import list_slides
 from napari_peka.workflows import crew as crew_module
 from napari_peka.workflows import crew_work
 from napari_peka.workflows.crew import Crew, open_crew
+from napari_peka.workflows.crew_many import whole_slides
 from napari_peka.workflows.crew_work import Item, work
 from napari_peka.workflows.many import predict_many
 
@@ -107,8 +109,8 @@ def test_a_killed_worker_loses_nothing(crew, alone, slide, tiny_model, tmp_path,
 @pytest.fixture
 def digest(tiny_model, monkeypatch):
     """Have this process be a worker that was given the tiny model; returns what it is called."""
-    monkeypatch.setitem(crew_work.models, tiny_model.embedding_digest, tiny_model)
-    return tiny_model.embedding_digest
+    monkeypatch.setitem(crew_work.models, tiny_model.digest, tiny_model)
+    return tiny_model.digest
 
 
 def test_what_a_killed_worker_wrote_is_left_alone(slide, tiny_model, digest, tmp_path):
@@ -183,6 +185,38 @@ def test_slides_that_fail_do_not_stop_the_others(crew, alone, tissue_tiff, tiny_
     for i in (0, 2):
         assert by_number[i].error is None
         same(peka.read_prediction(by_number[i].entry["output"]), alone)
+
+
+def test_of_many_slides_workers_do_whole_ones_and_share_the_last(crew, alone, tissue_tiff, tiny_model, tmp_path):
+    slides = [tmp_path / f"{i}.tif" for i in range(5)]
+    for slide in slides:
+        shutil.copy(tissue_tiff, slide)
+    slides[1].write_bytes(b"no slide")
+    watched, pile = [], JobProgress()
+
+    @contextmanager
+    def progress_of(i, slide):
+        watched.append(i)
+        yield JobProgress()
+
+    done = {
+        o.number: o
+        for o in predict_many(
+            slides, tiny_model, tmp_path / "out", genes=["ERBB2"], config=CONFIG, pile=pile, progress_of=progress_of,
+            forward=crew.forward(tiny_model, CONFIG),
+        )
+    }  # fmt: skip
+    assert sorted(done) == sorted(watched) == [0, 1, 2, 3, 4]
+    assert (whole_slides(5, 2), whole_slides(3, 2), pile.snapshot().done) == (3, 0, 5)
+    assert "no slide or image" in str(done[1].error)
+    for i in (0, 2, 3, 4):
+        assert done[i].error is None
+        assert (tmp_path / "out" / f"{i}.ERBB2.png").exists()
+        same(peka.read_prediction(done[i].entry["output"]), alone)
+    again = list(
+        predict_many(slides[2:], tiny_model, tmp_path / "out", config=CONFIG, forward=crew.forward(tiny_model, CONFIG))
+    )
+    assert all(o.entry["resumed_tiles"] == o.entry["tiles"] for o in again), "finished ones are not done again"
 
 
 def test_workers_that_end_again_and_again_are_told_in_a_sentence(crew):

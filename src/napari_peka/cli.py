@@ -409,7 +409,9 @@ def _predict_many(
 
     walk = estimate_many if dry_run else partial(predict_many, genes=genes)
     entries: dict[int, dict[str, Any]] = {}
-    with console_progresses() as progress:
+    with console_progresses() as progress, ExitStack() as open_:
+        if "forward" in how:
+            how["pile"] = open_.enter_context(progress("all slides"))
         for outcome in walk(
             slides, model, output, config=config, progress_of=lambda i, p: progress(title(i, p)), **how
         ):  # fmt: skip

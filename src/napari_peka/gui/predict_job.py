@@ -214,7 +214,7 @@ def run(
     on_start: Callable[[Prediction, Any], None],
     on_block: Callable[..., None],
 ) -> Prediction:
-    """Predict; `on_open` hears of a slide that was opened for it, which stays open, `on_block` of parts of blocks too."""
+    """Predict; `on_open` hears of a slide that was opened for it and stays open, `on_block` of parts of blocks too."""
     from napari_peka.io.slide import open_slide
     from napari_peka.workflows.predict import predict
 

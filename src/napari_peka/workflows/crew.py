@@ -11,31 +11,34 @@ import dataclasses
 import logging
 import os
 import shutil
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from napari_peka.config import PredictConfig
 from napari_peka.core.errors import CrewError, PekaError, SettingError
+from napari_peka.core.files import make_folder
 from napari_peka.core.geometry import Block
 from napari_peka.core.progress import NULL, Cancelled, Progress
 from napari_peka.infer.schedule import Schedule
-from napari_peka.workflows.crew_work import Done, Item, describe, work
+from napari_peka.workflows.crew_work import Done, Item, describe, find_tissue_of, work, work_on_slide
 from napari_peka.workflows.growing import Growing
 
 if TYPE_CHECKING:
     import torch
 
+    from napari_peka.infer.tissue import Tissue
+    from napari_peka.io.slide import Slide
     from napari_peka.models.bundle import Model
+    from napari_peka.workflows.many import Task
 
-T = TypeVar("T")
 LOCAL = "local"
 LOOPBACK, ANY_PORT = "127.0.0.1", "127.0.0.1:0"
 #: batch schedulers, as ``--cluster`` has them, and the classes of dask-jobqueue that ask them for jobs
@@ -87,7 +90,7 @@ def open_crew(cluster: str = LOCAL, workers: int | None = None, *, progress: Pro
         while not client.nthreads():
             progress.advance(0)
             time.sleep(LOOK_S)
-        yield Crew(client)
+        yield Crew(client, workers or 1)
 
 
 class Crew:
@@ -97,10 +100,12 @@ class Crew:
     ----------
     client
         A ``distributed.Client``.
+    wanted
+        Number of workers that were asked for: jobs may come late.
     """
 
-    def __init__(self, client: Any) -> None:
-        self.client = client
+    def __init__(self, client: Any, wanted: int = 1) -> None:
+        self.client, self.wanted = client, wanted
 
     @property
     def n_workers(self) -> int:
@@ -117,8 +122,8 @@ class Crew:
         """
         from napari_peka.workflows.crew_hand import Hand
 
-        config, digest, release = config or PredictConfig(), model.embedding_digest, version("napari-peka")
-        hand = Hand(_without_genes(model), release)
+        config, release = config or PredictConfig(), version("napari-peka")
+        hand = Hand(model, release)
         try:
             self.client.register_plugin(hand)
         except PekaError:
@@ -129,7 +134,8 @@ class Crew:
             ) from e
         with _as_crew_errors():
             asked = [
-                self.client.submit(describe, digest, config, workers=[w], pure=False) for w in self.client.nthreads()
+                self.client.submit(describe, model.digest, config, workers=[w], pure=False)
+                for w in self.client.nthreads()
             ]
             said = self.client.gather(asked)
         if len(kinds := sorted({" on ".join(s) for s in said})) > 1:
@@ -137,7 +143,7 @@ class Crew:
                 f"the workers compute differently ({'; '.join(kinds)}): say --device, --precision and --backend that "
                 "all of them have"
             )
-        return CrewForward(self, digest, hand.resource, config, said[0])
+        return CrewForward(self, model, hand.resource, config, said[0])
 
 
 class CrewForward:
@@ -151,9 +157,15 @@ class CrewForward:
         Number format, and who computes in it where that is not PyTorch.
     """
 
-    def __init__(self, crew: Crew, digest: str, resource: str, config: PredictConfig, maker: tuple[str, str]) -> None:
-        self.digest, self.precision = digest, maker[0]
+    def __init__(self, crew: Crew, model: Model, resource: str, config: PredictConfig, maker: tuple[str, str]) -> None:
+        self.digest, self.precision = model.embedding_digest, maker[0]
         self._crew, self._resource, self._config, self._maker = crew, resource, config, maker
+        self._model = model.digest
+
+    @property
+    def n_workers(self) -> int:
+        """Number of workers that are there, or were asked for."""
+        return max(self._crew.n_workers, self._crew.wanted)
 
     @property
     def device(self) -> torch.device:
@@ -161,6 +173,14 @@ class CrewForward:
         import torch
 
         return torch.device(self._maker[1])
+
+    def find_tissue(self, slide: Slide) -> Tissue:
+        """Have a worker find a slide's tissue: with many of them this process would be what they wait for."""
+        with _as_crew_errors():
+            wish = find_tissue_of, slide.path.resolve(), slide.mpp, self._config.tissue_threshold
+            # before the tiles of other slides: nothing of this one can be computed yet
+            found: Tissue = self._crew.client.submit(*wish, pure=False, priority=1).result()
+        return found
 
     def embed(self, growing: Growing, progress: Progress) -> None:
         """Have the workers compute what is left of a map, and put it in.
@@ -195,15 +215,55 @@ class CrewForward:
         for block in sent:
             growing.show(block, *_read_back(growing, block))
 
+    def predict_whole(
+        self, tasks: Sequence[Task], stop: threading.Event
+    ) -> Iterator[tuple[Task, dict[str, Any], Exception | None]]:
+        """Have workers predict whole slides; yield each with what the command line says of it, or why it failed.
+
+        Parameters
+        ----------
+        tasks
+            The slides.
+        stop
+            Set by who wants no more; what workers have in hand they may finish.
+        """
+        client, left, under_way = self._crew.client, deque(tasks), dict[Any, Task]()
+        try:
+            while (under_way or left) and not stop.is_set():
+                while left and len(under_way) < UNDER_WAY * max(1, self._crew.n_workers):
+                    task = left.popleft()
+                    make_folder(task.folder)
+                    seen = dataclasses.replace(task, slide=task.slide.resolve(), folder=task.folder.resolve())
+                    # before blocks of slides that are shared: these fill the time until the last of those is done
+                    future = client.submit(
+                        work_on_slide, seen, self._model, self._config, self._maker, key=self._key(task.slide.name),
+                        pure=False, priority=1, resources={self._resource: 1},
+                    )  # fmt: skip
+                    under_way[future] = task
+                for future in _finished(set(under_way)):
+                    task = under_way.pop(future)
+                    try:
+                        with _as_crew_errors():
+                            entry: dict[str, Any] = future.result()
+                        yield task, entry, None
+                    except Exception as e:  # noqa: BLE001 - other slides must not pay for this one
+                        yield task, {}, e
+        finally:
+            client.cancel(list(under_way), force=True)
+
+    @staticmethod
+    def _key(name: str) -> str:
+        return f"{name}-{os.getpid()}-{next(_number)}"
+
     def _send(self, growing: Growing, blocks: list[Block]) -> Any:
         blocks = sorted(blocks, key=lambda b: b.start)
         files = growing.store.blocks
         item = Item(
             growing.slide.path.resolve(), growing.slide.fingerprint, growing.tiles.of_blocks(blocks),
             tuple(b.index for b in blocks), dataclasses.replace(files, folder=files.folder.resolve()), self._config,
-            self.digest, self._maker,
+            self._model, self._maker,
         )  # fmt: skip
-        key = f"{growing.slide.name}-{os.getpid()}-{next(_number)}"
+        key = self._key(growing.slide.name)
         return self._crew.client.submit(work, item, key=key, pure=False, retries=1, resources={self._resource: 1})
 
 
@@ -265,15 +325,6 @@ def _as_crew_errors() -> Iterator[None]:
         ) from e
     except (CommClosedError, CancelledError, FuturesCancelledError, TimeoutError) as e:
         raise CrewError("the cluster is lost; the same command goes on from here when it is back") from e
-
-
-def _without_genes(model: Model) -> Model:
-    """Return a model whose head reads the same and predicts nothing: workers make embeddings."""
-    head = dataclasses.replace(
-        model.head, weights=np.zeros((model.head.n_dims, 0), np.float32), bias=np.zeros(0, np.float32), genes=(),
-        gene_ids=(), pcc=None, attainable_pcc=None,
-    )  # fmt: skip
-    return dataclasses.replace(model, head=head, carried={})
 
 
 # -- clusters --------------------------------------------------------------------------------------------------------

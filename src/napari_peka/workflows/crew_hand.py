@@ -28,7 +28,7 @@ class Hand(WorkerPlugin):
 
     def __init__(self, model: Model, release: str) -> None:
         self.model, self.release = model, release
-        self.name = self.resource = f"napari-peka {model.embedding_digest}"
+        self.name = self.resource = f"napari-peka {model.digest}"
 
     async def setup(self, worker: Any) -> None:
         """Called by dask on each worker, also on those that come later."""
@@ -39,5 +39,5 @@ class Hand(WorkerPlugin):
             raise CrewError(f"the worker {worker.address} has napari-peka {here}, not {self.release}; install that one")
         # dask has libraries compute on one thread, since it would run a task on each of its own
         torch.set_num_threads(max(int(worker.state.nthreads), int(os.environ.get("OMP_NUM_THREADS") or 1)))
-        crew_work.models[self.model.embedding_digest] = self.model
+        crew_work.models[self.model.digest] = self.model
         await worker.set_resources(**{self.resource: 1})

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,17 +15,19 @@ import numpy.typing as npt
 from napari_peka.config import PredictConfig
 from napari_peka.core.errors import CrewError
 from napari_peka.core.geometry import Block, TileTable
-from napari_peka.core.progress import NullProgress
+from napari_peka.core.progress import JobProgress, NullProgress
 from napari_peka.io.store import BlockFiles
 
 if TYPE_CHECKING:
     from napari_peka.infer.forward import Forward
+    from napari_peka.infer.tissue import Tissue
     from napari_peka.io.slide import Slide
     from napari_peka.models.bundle import Model
+    from napari_peka.workflows.many import Task
 
 #: slides that a worker keeps open
 _OPEN = 4
-#: what a worker was given, by its ``embedding_digest``
+#: what a worker was given, by its ``digest``
 models: dict[str, Model] = {}
 _lock = threading.Lock()
 _forward: tuple[tuple[str, PredictConfig], Forward] | None = None
@@ -49,7 +51,7 @@ class Item:
     config
         Settings.
     model
-        ``embedding_digest`` of one of :data:`models`.
+        ``digest`` of one of :data:`models`.
     maker
         Format and kind of device that all workers have; see :func:`describe`.
     """
@@ -92,6 +94,16 @@ def describe(model: str, config: PredictConfig) -> tuple[str, str]:
     return forward.precision, forward.device.type
 
 
+def find_tissue_of(path: Path, mpp: tuple[float, float], threshold: float | None) -> Tissue:
+    """Return the tissue of a slide."""
+    from napari_peka.infer.tissue import find_tissue
+    from napari_peka.io.slide import open_slide
+
+    _check_seen(path)
+    with open_slide(path, mpp=mpp) as slide:
+        return find_tissue(slide, threshold=threshold)
+
+
 def work(item: Item) -> Done:
     """Embed an item's blocks and write each; what is there already is left alone.
 
@@ -104,12 +116,9 @@ def work(item: Item) -> Done:
     from napari_peka.infer.schedule import Schedule
     from napari_peka.workflows.predict import readers_of
 
-    forward = _encoder(item.model, item.config)
-    if (here := (forward.precision, forward.device.type)) != item.maker:
-        raise CrewError(f"a worker computes in {' on '.join(here)}, others in {' on '.join(item.maker)}; say which")
-    for path in (item.slide, item.files.folder):
-        if not path.exists():
-            raise CrewError(f"a worker does not see {path}; slides and results must lie where all machines see them")
+    forward = _encoder_as_agreed(item.model, item.config, item.maker)
+    _check_seen(item.slide)
+    _check_seen(item.files.folder)
     slide = _slide(item)
     _ = forward.module
     began = perf_counter()
@@ -123,6 +132,28 @@ def work(item: Item) -> Done:
     schedule, readers = Schedule(blocks, there), readers_of(item.config, forward)
     embed(slide, item.tiles, forward, schedule, keep, readers=readers, progress=costs)
     return Done(len(item.tiles), len(blocks) - len(there), perf_counter() - began, costs.last)
+
+
+def work_on_slide(task: Task, model: str, config: PredictConfig, maker: tuple[str, str]) -> dict[str, Any]:
+    """Predict a whole slide, as :func:`napari_peka.workflows.many.predict_file` does; what is done is not done again."""
+    from napari_peka.workflows.many import predict_file
+
+    forward = _encoder_as_agreed(model, config, maker)
+    _check_seen(task.slide)
+    _check_seen(task.folder)
+    return predict_file(task, models[model], config=config, forward=forward, progress=JobProgress())
+
+
+def _encoder_as_agreed(model: str, config: PredictConfig, maker: tuple[str, str]) -> Forward:
+    forward = _encoder(model, config)
+    if (here := (forward.precision, forward.device.type)) != maker:
+        raise CrewError(f"a worker computes in {' on '.join(here)}, others in {' on '.join(maker)}; say which")
+    return forward
+
+
+def _check_seen(path: Path) -> None:
+    if not path.exists():
+        raise CrewError(f"a worker does not see {path}; slides and results must lie where all machines see them")
 
 
 def _encoder(model: str, config: PredictConfig) -> Forward:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from napari_peka.workflows.crew import CrewForward
 
 RESULT_ENDING = ".peka.zarr"
-#: slides that are under way together where workers compute: while one ends another one keeps them busy
-TOGETHER = 4
 #: gives each slide what it reports to
 ProgressOf = Callable[[int, Path], AbstractContextManager[Progress]]
 
@@ -48,6 +45,33 @@ class Outcome:
     entry: dict[str, Any]
     error: Exception | None = None
     number: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A slide of many, and what is wanted of it.
+
+    Parameters
+    ----------
+    number
+        Its place among the slides, from 0.
+    slide, folder
+        Its file, and where its result goes.
+    genes, roi, mpp, overwrite
+        As :func:`predict_many` takes them.
+    """
+
+    number: int
+    slide: Path
+    folder: Path
+    genes: tuple[str, ...] = ()
+    roi: Path | None = None
+    mpp: float | None = None
+    overwrite: bool = False
+
+    def outcome(self, entry: dict[str, Any] | None = None, error: Exception | None = None) -> Outcome:
+        """Return what became of it."""
+        return Outcome(self.slide, {"slide": str(self.slide), **(entry or {})}, error, self.number)
 
 
 def stem(slide: Path) -> str:
@@ -95,8 +119,9 @@ def predict_many(
     overwrite: bool = False,
     forward: Forward | CrewForward | None = None,
     progress_of: ProgressOf | None = None,
+    pile: Progress = NULL,
 ) -> Iterator[Outcome]:
-    """Predict slides, and yield what became of each as it is done: one after another, or some together by a crew.
+    """Predict slides, and yield what became of each as it is done: one after another, or many together by a crew.
 
     Parameters
     ----------
@@ -115,55 +140,52 @@ def predict_many(
     config, overwrite, forward
         As :func:`predict` takes them.
     progress_of
-        Called with number (from 0) and file of each slide; returns a context manager whose progress it reports to.
+        Called with number (from 0) and file of each slide; returns a context manager whose progress it reports to. Of a
+        slide that a worker predicts by itself it hears warnings alone.
+    pile
+        Told how many slides a crew has done.
 
     Raises
     ------
     Cancelled
-        From a progress: the slide in work keeps what is done, and no other is begun.
+        From a progress: slides in work keep what is done, and no other is begun.
     """
+    from napari_peka.infer.forward import Forward
+
     config = config or PredictConfig()
     maker = forward or load_forward(model, config)
-    running: list[Progress] = []
-
-    def one(i: int, slide: Path) -> Outcome:
-        entry: dict[str, Any] = {"slide": str(slide)}
-        error: Exception | None = None
-        try:
-            with progress_of(i, slide) if progress_of else nullcontext(NULL) as progress:
-                running.append(progress)
-                entry |= predict_file(
-                    slide, model, output(slide) if callable(output) else output, genes=genes, roi=roi,
-                    mpp=mpp(slide) if callable(mpp) else mpp, config=config, overwrite=overwrite, forward=maker,
-                    progress=progress,
-                )  # fmt: skip
-        except Cancelled:
-            raise
-        except Exception as e:  # noqa: BLE001 - a night's other slides must not pay for this one
-            error = e
-        return Outcome(slide, entry, error, i)
-
-    numbered = enumerate(map(Path, slides))
-    if not hasattr(maker, "embed"):
-        yield from (one(i, slide) for i, slide in numbered)
+    tasks = [
+        Task(
+            i, slide, output(slide) if callable(output) else output, tuple(genes), roi,
+            mpp(slide) if callable(mpp) else mpp, overwrite,
+        )
+        for i, slide in enumerate(map(Path, slides))
+    ]  # fmt: skip
+    progress_of = progress_of or (lambda *_: nullcontext(NULL))
+    if isinstance(maker, Forward):
+        yield from (predict_task(task, model, config, maker, progress_of) for task in tasks)
         return
-    with ThreadPoolExecutor(TOGETHER, "peka-slide") as pool:
-        waiting = [pool.submit(one, i, slide) for i, slide in numbered]
-        try:
-            for done in as_completed(waiting):
-                yield done.result()
-        except BaseException:  # somebody stops: what is under way keeps what is done
-            for each in waiting:
-                each.cancel()
-            for progress in running:
-                getattr(progress, "cancel", lambda: None)()
-            raise
+    from napari_peka.workflows.crew_many import predict_by_crew
+
+    yield from predict_by_crew(tasks, model, config, maker, progress_of, pile)
+
+
+def predict_task(
+    task: Task, model: Model, config: PredictConfig, forward: Forward | CrewForward, progress_of: ProgressOf
+) -> Outcome:
+    """Predict a slide of many; only a stop is raised."""
+    try:
+        with progress_of(task.number, task.slide) as progress:
+            entry = predict_file(task, model, config=config, forward=forward, progress=progress)
+    except Cancelled:
+        raise
+    except Exception as e:  # noqa: BLE001 - a night's other slides must not pay for this one
+        return task.outcome(error=e)
+    return task.outcome(entry)
 
 
 def predict_file(
-    slide: Path, model: Model, folder: Path, *, genes: Sequence[str] = (), roi: Path | None = None,
-    mpp: float | None = None, config: PredictConfig, overwrite: bool = False,
-    forward: Forward | CrewForward | None = None,
+    task: Task, model: Model, *, config: PredictConfig, forward: Forward | CrewForward | None = None,
     progress: Progress = NULL,
 ) -> dict[str, Any]:  # fmt: skip
     """Predict one slide file into a folder, and return what the command line says of it."""
@@ -179,17 +201,19 @@ def predict_file(
                 said.append(text)
                 progress.note(text)
 
-    region = read_regions(roi) if roi else None
-    with open_slide(slide, mpp=mpp) as opened:
+    region = read_regions(task.roi) if task.roi else None
+    with open_slide(task.slide, mpp=task.mpp) as opened:
         note_new(opened.warnings)
-        target = result_of(slide, make_folder(folder))
+        target = result_of(task.slide, make_folder(task.folder))
         prediction = predict(
-            opened, model, output=target, region=region, config=config, overwrite=overwrite, forward=forward,
-            progress=progress,
+            opened, model, output=target, region=region, config=config, overwrite=task.overwrite,
+            forward=forward, progress=progress,
         )  # fmt: skip
         note_new(opened.warnings)  # reading may have found damage
         progress.stage("drawing")
-        pictures = [str(write_map(prediction, opened, g, folder / picture_name(slide, g))) for g in genes]
+        pictures = [
+            str(write_map(prediction, opened, g, task.folder / picture_name(task.slide, g))) for g in task.genes
+        ]
     done = prediction.record["run"]
     return {
         "output": str(target),

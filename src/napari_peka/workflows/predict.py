@@ -185,6 +185,8 @@ def predict(
             )  # fmt: skip
             done.path = None
             return done
+    from napari_peka.infer.forward import Forward
+
     path = result_path(output)
     config = config or PredictConfig()
     _check_kinds(slide, model)
@@ -198,6 +200,8 @@ def predict(
             f"an enlarged, blurred picture, and its values mean little"
         )
     progress.stage("finding tissue")
+    if tissue is None and config.find_tissue and not isinstance(forward, Forward):
+        tissue = forward.find_tissue(slide)
     tiles = plan_tiles(slide, model, config, tissue=tissue, region=region)
     record = record_of(slide, model, tiles, config, forward)
     known = known_embeddings(path, record)

@@ -1,0 +1,242 @@
+#!/usr/bin/env python3
+"""How prediction by workers scales: 1 and 2 of them measured, and up to 1,000 simulated from what was measured.
+
+    python benchmarks/scaling.py SLIDE [--mpp F] [--mosaic 2] [--rounds 3] [--json]
+    python benchmarks/scaling.py --simulate-only [--json]
+
+Measured, on local worker processes of one thread each, with an encoder that does nothing (so that reading, sending,
+writing and putting together are all there is): tiles a second of 1 and of 2 workers, in turn; seconds that an item
+costs this process (``item_ms``: an empty one, sent and heard of), and that a finished block costs it (``block_ms``:
+read back and put in), and that a map costs it beside (``map_s``: opened, planned and written).
+
+Simulated, event by event, with the code's own rules for the size of items, their number under way and the slides that
+are under way together: one process that can do one thing at a time for the costs above, and N workers that take
+what a tile takes, with a spread of a quarter. ``efficiency`` is what N workers reach of N times one worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+os.environ["NAPARI_PEKA_REUSE"] = "0"
+
+import numpy as np
+from distributed import WorkerPlugin
+from pipeline import NoEncoder, write_mosaic
+
+import napari_peka as peka
+from napari_peka.workflows import crew as rules
+from napari_peka.workflows.crew import open_crew
+from napari_peka.workflows.many import MOST_TOGETHER, TOGETHER, WORKERS_A_SLIDE
+
+#: costs of this process by which is simulated where nothing is measured: docs/scaling.md says of which machine
+KNOWN = {"item_ms": 2.0, "block_ms": 1.0, "map_s": 0.5}
+#: tiles a second of one worker: ViT-L in bf16 on two cores, ViT-S on two cores, ViT-L on a GPU
+SPEEDS = {"2.5 tiles/s (ViT-L, one core)": 2.5, "60 tiles/s (ViT-S, two cores)": 60.0, "1,000 tiles/s (a GPU)": 1000.0}
+WORKERS = (1, 2, 10, 100, 1000)
+#: a slide of common size: 15 x 15 mm of tissue at 112 µm a tile
+SLIDE_TILES, BLOCK_TILES = 18_000, 64
+SLIDES = 200
+
+
+class NoOp(WorkerPlugin):
+    """Gives workers an encoder that does nothing, in place of a model's."""
+
+    name = "no-op"
+
+    def __init__(self, dims: int) -> None:
+        self.dims = dims
+
+    def setup(self, worker) -> None:
+        import torch
+
+        from napari_peka.infer.forward import Forward
+        from napari_peka.workflows import predict
+
+        def load(model, config=None, **_):
+            module = NoEncoder(self.dims)
+            return Forward(lambda: module, torch.device("cpu"), torch.float32, 32, model.embedding_digest)
+
+        predict.load_forward = load
+
+
+def main() -> None:
+    args = arguments()
+    told = {}
+    costs = KNOWN
+    if not args.simulate_only:
+        with tempfile.TemporaryDirectory() as scratch:
+            if args.mosaic > 1:
+                args.slide = write_mosaic(args.slide, args.mpp, args.mosaic, Path(scratch))
+            told = measure(args, Path(scratch))
+        costs = {k: told[k] for k in KNOWN}
+    told["simulated"] = {name: {str(n): simulate(n, speed, costs) for n in WORKERS} for name, speed in SPEEDS.items()}
+    print(json.dumps(told, indent=1) if args.json else as_text(told))
+
+
+def measure(args: argparse.Namespace, scratch: Path) -> dict:
+    model = peka.load_model("demo")
+    config = peka.PredictConfig(device="cpu", precision="fp32", backend="torch")
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    with peka.open_slide(args.slide, mpp=args.mpp) as slide:
+        tissue = peka.find_tissue(slide)
+        for turn in range(args.rounds):
+            for n in rates:
+                with open_crew("local", n) as crew:
+                    crew.client.wait_for_workers(n)
+                    crew.client.register_plugin(NoOp(model.head.embedding_dims))
+                    forward = crew.forward(model, config)
+                    out = scratch / f"{turn}-{n}.peka.zarr"
+                    predict = lambda path, f=forward: peka.predict(  # noqa: E731
+                        slide, model, output=path, tissue=tissue, config=config, forward=f
+                    )
+                    predict(scratch / f"warm-{turn}-{n}.peka.zarr")
+                    done = predict(out)
+                    rates[n].append(done.record["run"]["tiles_per_second"])
+                    if n == 1:
+                        item_ms = item_cost(crew.client)
+        block_ms, map_s = costs_here(slide, model, config, tissue, done, scratch)
+    ratios = [b / a for a, b in zip(rates[1], rates[2])]
+    return {
+        "slide": args.slide.name,
+        "tiles": len(done.tiles),
+        "tiles_per_second": {str(n): [round(r, 1) for r in v] for n, v in rates.items()},
+        "ratio_2_to_1": round(statistics.median(ratios), 2),
+        "item_ms": round(item_ms, 2),
+        "block_ms": round(block_ms, 2),
+        "map_s": round(map_s, 2),
+    }
+
+
+def item_cost(client, n: int = 500) -> float:
+    """Return the ms that an empty item costs from being sent to being heard of, many under way."""
+    began = perf_counter()
+    futures = {client.submit(int, i, pure=False) for i in range(n)}
+    while futures:
+        futures -= rules._finished(futures)
+    return 1000 * (perf_counter() - began) / n
+
+
+def costs_here(slide, model, config, tissue, done, scratch: Path) -> tuple[float, float]:
+    """Return the ms that a block costs to be read back, and the seconds of a map besides."""
+    from napari_peka.io.store import BlockFiles
+
+    files = BlockFiles(scratch, model.head.embedding_dims)
+    blocks = done.tiles.blocks()
+    for b in blocks:
+        files.write(b.index, done.embeddings[b.start : b.stop], done.read_ok[b.start : b.stop])
+    began = perf_counter()
+    for b in blocks:
+        done.embeddings[b.start : b.stop], _ = files.read(b.index, len(b))
+    block_ms = 1000 * (perf_counter() - began) / len(blocks)
+    os.environ["NAPARI_PEKA_REUSE"] = "1"
+    os.environ["NAPARI_PEKA_CACHE"] = str(scratch / "cache")
+    try:  # of a map that is known nothing is computed: what is left is planning and writing
+        peka.predict(slide, model, output=scratch / "seen.peka.zarr", tissue=tissue, config=config)
+        began = perf_counter()
+        peka.predict(slide, model, output=scratch / "known.peka.zarr", tissue=tissue, config=config)
+        return block_ms, perf_counter() - began
+    finally:
+        os.environ["NAPARI_PEKA_REUSE"] = "0"
+
+
+def simulate(workers: int, tiles_per_second: float, costs: dict[str, float], seed: int = 0) -> dict[str, float]:
+    """Return tiles a second and efficiency of so many workers on a pile of slides."""
+    rng = np.random.default_rng(seed)
+    slides = max(SLIDES, 4 * workers // WORKERS_A_SLIDE)
+    together = min(max(TOGETHER, workers // WORKERS_A_SLIDE), MOST_TOGETHER)
+    block_s = BLOCK_TILES / tiles_per_second
+    item_s, read_s, map_s = costs["item_ms"] / 1000, costs["block_ms"] / 1000, costs["map_s"]
+    idle, waiting = workers, []  # items that are sent and not yet begun
+    left = {}  # blocks of the slides under way that are not sent
+    out = dict.fromkeys(range(slides), 0)  # items of a slide that are not back
+    here = 0.0  # until when this process is busy
+    events: list[tuple[float, int, str, int, int]] = []
+    number, begun, finished, now = 0, 0, 0, 0.0
+
+    def at(time: float, what: str, slide: int = 0, n: int = 0) -> None:
+        nonlocal number
+        number += 1
+        heapq.heappush(events, (time, number, what, slide, n))
+
+    def send(slide: int) -> None:
+        """Send items of a slide as `CrewForward.embed` does."""
+        nonlocal here, idle
+        shares = rules.UNDER_WAY * workers
+        while left[slide] and out[slide] < shares:
+            n = max(1, min(round(rules.ITEM_S / block_s), rules.ITEM_BLOCKS, -(-left[slide] // shares)))
+            n = min(n, left[slide])
+            left[slide] -= n
+            out[slide] += 1
+            here = max(here, now) + item_s
+            at(here, "sent", slide, n)
+
+    def open_next() -> None:
+        nonlocal begun, here
+        if begun < slides:
+            here = max(here, now) + map_s / 2
+            at(here, "planned", begun)
+            begun += 1
+
+    for _ in range(together):
+        open_next()
+    while finished < slides:
+        now, _, what, slide, n = heapq.heappop(events)
+        if what == "planned":
+            left[slide] = -(-SLIDE_TILES // BLOCK_TILES)
+            send(slide)
+        elif what == "sent":
+            waiting.append((slide, n))
+        elif what == "done":
+            idle += 1
+            out[slide] -= 1
+            if left[slide]:
+                send(slide)
+            elif not out[slide]:
+                here = max(here, now) + map_s / 2 + read_s * (SLIDE_TILES // BLOCK_TILES)
+                at(here, "written", slide)
+        else:
+            finished += 1
+            open_next()
+        while idle and waiting:
+            of, k = waiting.pop(0)
+            idle -= 1
+            at(now + k * block_s * float(rng.lognormal(0, 0.25)), "done", of, k)
+    rate = slides * SLIDE_TILES / now
+    spread = float(np.exp(0.25**2 / 2))
+    return {"tiles_per_second": round(rate, 1), "efficiency": round(rate * spread / (workers * tiles_per_second), 3)}
+
+
+def as_text(told: dict) -> str:
+    lines = [f"{k:20} {v}" for k, v in told.items() if k != "simulated"]
+    for name, by in told["simulated"].items():
+        lines.append(name)
+        lines += [
+            f"  {n:>5} workers: {d['tiles_per_second']:>12,.0f} tiles/s, {d['efficiency']:.1%}" for n, d in by.items()
+        ]
+    return "\n".join(lines)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("slide", type=Path, nargs="?")
+    parser.add_argument("--mpp", type=float)
+    parser.add_argument("--mosaic", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--simulate-only", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if args.slide is None and not args.simulate_only:
+        parser.error("a slide is needed, or --simulate-only")
+    return args
+
+
+if __name__ == "__main__":
+    main()
