@@ -227,7 +227,8 @@ class CrewForward:
         stop
             Set by who wants no more; what workers have in hand they may finish.
         """
-        client, left, under_way = self._crew.client, deque(tasks), dict[Any, Task]()
+        client, left = self._crew.client, deque(tasks)
+        under_way: dict[Any, Task] = {}
         try:
             while (under_way or left) and not stop.is_set():
                 while left and len(under_way) < UNDER_WAY * max(1, self._crew.n_workers):

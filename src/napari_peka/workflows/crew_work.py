@@ -135,7 +135,7 @@ def work(item: Item) -> Done:
 
 
 def work_on_slide(task: Task, model: str, config: PredictConfig, maker: tuple[str, str]) -> dict[str, Any]:
-    """Predict a whole slide, as :func:`napari_peka.workflows.many.predict_file` does; what is done is not done again."""
+    """Predict a whole slide, and return what the command line says of it; what is done is not done again."""
     from napari_peka.workflows.many import predict_file
 
     forward = _encoder_as_agreed(model, config, maker)
