@@ -6,6 +6,7 @@ import csv
 import gzip
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -26,37 +27,40 @@ def write_h5ad(export: Export, path: Path) -> None:
     adata = export.anndata()
     adata.strings_to_categoricals()
     adata.write_h5ad(path)
-    places = _make_x(path, len(export.prediction.tiles), len(export.genes))
+    width, places = _make_x(path, len(export.prediction.tiles), len(export.genes))
+    chunk = np.zeros((ROWS, width), "<f4")
     # HDF5 says where its chunks lie, and is not asked to write them: when the disk is full it cannot close the file,
     # holds the space, and takes the process down at its end
     with path.open("rb+") as file:
         for rows, values in export.by_tiles():
             for i in range(0, len(values), ROWS):
-                for first, (place, width) in places.get(rows.start + i, {}).items():
+                for first, place in places.get(rows.start + i, {}).items():
                     part = values[i : i + ROWS, first : first + width]
-                    chunk = np.zeros((len(part), width), "<f4")
-                    chunk[:, : part.shape[1]] = part
+                    chunk[: len(part), : part.shape[1]] = part
                     file.seek(place)
-                    file.write(chunk.data)
+                    file.write(chunk[: len(part)].data)
 
 
-def _make_x(path: Path, n: int, g: int) -> dict[int, dict[int, tuple[int, int]]]:
-    """Make an ``X`` without values; return by first tile and first gene of each chunk its place, and its genes."""
+def _make_x(path: Path, n: int, g: int) -> tuple[int, dict[int, dict[int, int]]]:
+    """Make an ``X`` without values; return how many genes a chunk has, and its place by its first tile and gene."""
     import h5py
 
     made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     made.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     made.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     width = even(g, _GENES)
-    places: dict[int, dict[int, tuple[int, int]]] = {}
+    places: dict[int, dict[int, int]] = {}
+
+    def found(chunk: Any) -> None:
+        tile, gene = chunk.chunk_offset
+        places.setdefault(tile, {})[gene] = chunk.byte_offset
+
     with h5py.File(path, "r+") as file:
         x = file.create_dataset("X", (n, g), "<f4", chunks=(min(ROWS, n), width) if n and g else None, dcpl=made)
         x.attrs.update(ARRAY)
         if x.chunks:
-            x.id.chunk_iter(
-                lambda c: places.setdefault(c.chunk_offset[0], {}).update({c.chunk_offset[1]: (c.byte_offset, width)})
-            )
-    return places
+            x.id.chunk_iter(found)
+    return width, places
 
 
 def write_csv(export: Export, path: Path) -> None:
