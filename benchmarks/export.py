@@ -5,9 +5,10 @@
 
 A synthetic map with random embeddings is exported, each format in a process of its own, between two plain writes of as
 many bytes as the values have in float32 (whole chunks, pushed to the disk at the end), since the speed of a shared disk
-changes. ``ratio_plain`` is the export's speed in bytes of values against the mean of the two, ``ratio_cpu`` the processor time of
-a plain write and of computing the values against the export's: near 1 nothing else costs. ``growth_mb`` is the peak of
-resident memory above what the process held with the map and all libraries loaded. What is written is removed.
+changes. ``ratio_plain`` is the export's speed, in bytes of values, against the mean of the two; ``ratio_cpu`` the
+processor time of a plain write and of computing the values against the export's: near 1 nothing else costs.
+``growth_mb`` is the peak of resident memory above what the process held with the map and all libraries loaded.
+What is written is removed.
 """
 
 from __future__ import annotations

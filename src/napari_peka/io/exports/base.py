@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,12 +143,9 @@ class Export:
         """Yield the map of each gene and then of each set, float32 ``(h, w)``, a pixel a tile; NaN where none is."""
         self.progress.stage("writing channels", len(self.labels))
         tiles = self.prediction.tiles
-        for gene in self.genes:
-            yield np.asarray(tiles.raster(self.prediction.values(gene)).data, np.float32)
-            self.progress.advance()
-        for score in self.scores.T:
-            yield np.asarray(tiles.raster(score).data, np.float32)
-            self.progress.advance()
+        for values in chain(map(self.prediction.values, self.genes), self.scores.T):
+            self.progress.advance()  # not after: whoever writes does not ask for one more than there are
+            yield np.asarray(tiles.raster(values).data, np.float32)
 
     @cached_property
     def annotation(self) -> list[str | None]:

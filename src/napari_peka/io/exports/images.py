@@ -62,12 +62,10 @@ def write_ome_tiff(export: Export, path: Path) -> None:
             "PositionX": [translation[1]] * n, "PositionXUnit": ["µm"] * n,
         },
     }  # fmt: skip
-    channels = export.by_channels()
     tifffile.imwrite(
-        path, channels, shape=shape, dtype=np.float32, bigtiff=size > _CLASSIC_TIFF, ome=True,
+        path, export.by_channels(), shape=shape, dtype=np.float32, bigtiff=size > _CLASSIC_TIFF, ome=True,
         photometric="minisblack", compression="zlib", metadata=metadata,
     )  # fmt: skip
-    next(channels, None)  # tifffile does not ask for more than it needs, and the last one is counted after it
 
 
 def write_figure(export: Export, path: Path) -> None:
