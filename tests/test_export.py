@@ -114,6 +114,7 @@ def test_ome_zarr_is_read_by_its_own_reader_and_lies_in_um(prediction, tmp_path)
     (path,) = export(prediction, "ome-zarr", tmp_path, genes=GENES)
     assert path.name.endswith(".ome.zarr")
     (node, *_) = Reader(parse_url(path))()
+    assert (path / "0" / "1" / "0" / "0").is_file()  # chunks lie in folders, as the format has it
     data = np.asarray(node.data[0])
     raster = prediction.raster("CD3E")
     np.testing.assert_allclose(data[1], raster.data, atol=1e-4)

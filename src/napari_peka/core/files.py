@@ -182,7 +182,7 @@ def check_room(path: Path, size: int, instead: str = "or choose another output")
     StoreError
         If less is free.
     """
-    there = next(p for p in path.absolute().parents if p.exists())
+    there = next(p for p in path.absolute().parents if p.is_dir())
     if (free := shutil.disk_usage(there).free) < size:
         raise StoreError(
             f"{path} takes about {bytes_text(size)}, and {bytes_text(free)} are free there; free some space, {instead}"

@@ -31,8 +31,14 @@ def write_ome_zarr(export: Export, path: Path) -> None:
 
     shape, scale, translation = _place(export)
     root = zarr.open_group(str(path), mode="w", zarr_format=2)
-    array = root.create_array("0", shape=shape, chunks=(1, *shape[1:]), dtype="float32", fill_value=np.nan)
-    channels = [_write_channel(array, i, data, export.labels[i]) for i, data in enumerate(export.by_channels())]
+    array = root.create_array(
+        "0", shape=shape, chunks=(1, *shape[1:]), dtype="float32", fill_value=np.nan,
+        chunk_key_encoding={"name": "v2", "separator": "/"},
+    )  # fmt: skip
+    channels: list[dict[str, Any]] = []
+    for label, data in zip(export.labels, export.by_channels()):
+        array[len(channels)] = data
+        channels.append(_channel(label, data, active=not channels))
     transforms: list[dict[str, Any]] = [
         {"type": "scale", "scale": [1.0, *scale]},
         {"type": "translation", "translation": [0.0, *translation]},
@@ -84,11 +90,10 @@ def _place(export: Export) -> tuple[tuple[int, int, int], tuple[float, float], t
     return (len(export.labels), h, w), scale, translation
 
 
-def _write_channel(array: Any, i: int, data: npt.NDArray[np.float32], label: str) -> dict[str, Any]:
-    """Write a channel, and return how it is shown."""
-    array[i] = data
+def _channel(label: str, data: npt.NDArray[np.float32], *, active: bool) -> dict[str, Any]:
+    """Return how a channel is shown."""
     low, high = contrast_limits(data)
     finite = data[np.isfinite(data)]
     reach = (float(finite.min()), float(finite.max())) if len(finite) else (low, high)
     window = {"start": low, "end": high, "min": min(low, reach[0]), "max": max(high, reach[1])}
-    return {"label": label, "color": "FFFFFF", "active": i == 0, "window": window}
+    return {"label": label, "color": "FFFFFF", "active": active, "window": window}
