@@ -25,21 +25,21 @@ def write_geojson(export: Export, path: Path) -> None:
     """
     tiles = export.prediction.tiles
     h, w = tiles.spec.footprint0(tiles.slide_mpp) if tiles.grid_yx is None else tiles.spec.stride0(tiles.slide_mpp)
-    names = export.labels
+    labels, names = export.labels, tiles.names  # the tiles' are made anew at each asking
     of = export.annotation if export.regions else [None] * len(tiles)
     slide = str(export.prediction.record.get("slide", {}).get("fingerprint", ""))
     centres = tiles.centre_yx.tolist()
 
     def feature(i: int, row: npt.NDArray[np.float32]) -> dict[str, Any]:
-        properties: dict[str, Any] = {"objectType": "tile", "name": tiles.names[i]}
+        properties: dict[str, Any] = {"objectType": "tile", "name": names[i]}
         if of[i] is not None:
             properties["metadata"] = {ANNOTATION: of[i]}
         known = np.isfinite(row)
-        properties["measurements"] = {n: round(float(v), 5) for n, v, k in zip(names, row, known) if k}
+        properties["measurements"] = {n: round(float(v), 5) for n, v, k in zip(labels, row, known) if k}
         y, x = centres[i]
         return {
             "type": "Feature",
-            "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{slide} {tiles.names[i]}")),
+            "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{slide} {names[i]}")),
             "geometry": {"type": "Polygon", "coordinates": [_ring(x - w / 2, y - h / 2, w, h)]},
             "properties": properties,
         }
