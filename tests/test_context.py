@@ -57,6 +57,10 @@ def test_the_mean_is_over_the_known_others_within_the_radius(n, radius, seed, gr
     rows = np.flatnonzero(rng.random(n) < 0.3)
     around = near.touched(rows)
     assert set(rows.tolist()) <= set(around.tolist())
+    some = slice(n // 3, 2 * n // 3)
+    read, part_of = near.within(some)
+    np.testing.assert_allclose(part_of.mean(x[read]), near.mean(x)[some], atol=1e-5)
+    np.testing.assert_array_equal(x[read][part_of.own], x[some])
     part = near.among(around).mean(x[around])[np.searchsorted(around, rows)]
     np.testing.assert_allclose(part, near.mean(x)[rows], atol=1e-6)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import xml.etree.ElementTree as ET
 from contextlib import redirect_stderr, redirect_stdout
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -17,10 +20,15 @@ import napari_peka as peka
 from napari_peka import cli
 from napari_peka.config import PredictConfig
 from napari_peka.core.errors import OutputMismatch, SettingError, StoreError, UnknownName
+from napari_peka.core.geometry import TileSpec, TileTable
+from napari_peka.core.head import GeneHead
+from napari_peka.core.progress import Cancelled, JobProgress
 from napari_peka.io.export import FORMATS, export
+from napari_peka.io.exports import base, spatial_data, tables
 from napari_peka.io.exports.base import ANNOTATION, annotated
 from napari_peka.io.figure import REGION_COLOUR
 from napari_peka.io.regions import regions_by_name, write_regions
+from napari_peka.io.store import Prediction
 
 GENES = ("KRT8", "CD3E")
 
@@ -106,6 +114,7 @@ def test_ome_zarr_is_read_by_its_own_reader_and_lies_in_um(prediction, tmp_path)
     (path,) = export(prediction, "ome-zarr", tmp_path, genes=GENES)
     assert path.name.endswith(".ome.zarr")
     (node, *_) = Reader(parse_url(path))()
+    assert (path / "0" / "1" / "0" / "0").is_file()  # chunks lie in folders, as the format has it
     data = np.asarray(node.data[0])
     raster = prediction.raster("CD3E")
     np.testing.assert_allclose(data[1], raster.data, atol=1e-4)
@@ -274,14 +283,116 @@ def test_a_folder_of_somebody_else_is_never_replaced(prediction, result, tmp_pat
     assert (thesis / "thesis.docx").exists()
 
 
-def test_a_full_disk_leaves_nothing(prediction, tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
+@pytest.fixture(params=[None, 100.0], ids=["alone", "context"])
+def wide(request, monkeypatch):
+    """A map of more tiles than a chunk has and more genes than a chunk of a file, neither in whole multiples."""
+    monkeypatch.setattr(base, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(tables, "_GENES", 100)
+    monkeypatch.setattr(spatial_data, "_GENES", 100)
+    rng = np.random.default_rng(0)
+    tiles = TileTable.grid((36 * 64, 37 * 64), (0.5, 0.5), TileSpec(64, 0.5))
+    d, names = 24, tuple(f"GENE{i}" for i in range(331))
+    weights = rng.normal(size=(d if request.param is None else 2 * d, len(names))).astype(np.float32)
+    head = GeneHead(weights, rng.normal(size=len(names)).astype(np.float32), names, "log1p CP10K", (), None,
+                    request.param)  # fmt: skip
+    embeddings = rng.normal(size=(len(tiles), d)).astype(np.float16)
+    read_ok = np.ones(len(tiles), bool)
+    for i in (0, base.ROWS - 1, base.ROWS, len(tiles) - 1):  # at the ends of chunks
+        embeddings[i], read_ok[i] = np.nan, False
+    return Prediction(tiles, embeddings, head, read_ok, {"slide": {"name": "wide"}})
 
-    monkeypatch.setattr("pandas.DataFrame.to_csv", full)
-    with pytest.raises(StoreError, match="the disk is full"):
-        export(prediction, "csv", tmp_path / "a.csv", genes=GENES)
+
+def values_of(prediction):
+    return np.stack([prediction.values(gene) for gene in prediction.genes], 1)
+
+
+@pytest.mark.parametrize("to", ["h5ad", "spatialdata", "csv"])
+def test_tables_written_by_chunks_have_every_value_at_its_place(wide, to, tmp_path):
+    (path,) = export(wide, to, tmp_path / f"a{FORMATS[to].endings[0]}", sets={"S": ["GENE3", "GENE330"]})
+    if to == "csv":
+        table = pd.read_csv(path)
+        x, score, names = table[list(wide.genes)].to_numpy(), table["score_S"], table["tile"]
+    else:
+        if to == "h5ad":
+            adata = anndata.read_h5ad(path)
+        else:
+            adata = pytest.importorskip("spatialdata").read_zarr(path)["expression"]
+        assert list(adata.var_names) == list(wide.genes)
+        assert adata.X.dtype == np.float32
+        x, score, names = adata.X, adata.obs["score_S"], adata.obs_names
+    wanted = values_of(wide)
+    assert list(names) == list(wide.tiles.names)
+    assert np.isnan(wanted).any()
+    size = np.nanmax(np.abs(wanted))
+    np.testing.assert_allclose(x, wanted, rtol=0, atol=size * (1e-6 if to != "csv" else 1e-5))
+    np.testing.assert_allclose(score, peka.gene_set_score(wide, ["GENE3", "GENE330"]), atol=1e-5)
+
+
+def test_a_gene_of_a_file_is_read_without_the_others(wide, tmp_path):
+    (path,) = export(wide, "h5ad", tmp_path / "a.h5ad")
+    backed = anndata.read_h5ad(path, backed="r")
+    np.testing.assert_allclose(backed[:, "GENE330"].X.ravel(), wide.values("GENE330"), atol=1e-5)
+    backed.file.close()
+
+
+def test_csv_can_be_zipped(wide, tmp_path):
+    both = [export(wide, "csv", tmp_path / name)[0] for name in ("a.csv", "a.csv.gz")]
+    pd.testing.assert_frame_equal(*(pd.read_csv(path) for path in both))
+    assert both[1].stat().st_size < both[0].stat().st_size / 1.5
+
+
+class Told(JobProgress):
+    """Keeps what it is told, and does something at the second report."""
+
+    def __init__(self, then=None):
+        super().__init__()
+        self.seen, self.then = [], then
+
+    def advance(self, n=1, **metrics):
+        super().advance(n, **metrics)
+        self.seen.append(self.snapshot())
+        if len(self.seen) == 2 and self.then is not None:
+            self.then(self)
+
+
+CHUNKED = ["h5ad", "spatialdata", "csv", "geojson", "ome-zarr", "ome-tiff"]
+
+
+@pytest.mark.parametrize("to", CHUNKED)
+def test_an_export_says_how_far_it_is(wide, to, tmp_path):
+    if to in ("spatialdata", "ome-zarr"):
+        pytest.importorskip("spatialdata")
+    told = Told()
+    export(wide, to, tmp_path / f"a{FORMATS[to].endings[0]}", progress=told)
+    n = 20 if to.startswith("ome") else len(wide.tiles)
+    assert told.seen[-1].done == told.seen[-1].total == n
+    assert len(told.seen) > 2
+
+
+def full(_progress):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("then", "error", "words"),
+    [(JobProgress.cancel, Cancelled, "stopped"), (full, StoreError, "the disk is full")],
+    ids=["cancelled", "full disk"],
+)
+@pytest.mark.parametrize("to", CHUNKED)
+def test_an_export_that_stops_halfway_leaves_nothing(wide, to, then, error, words, tmp_path):
+    if to in ("spatialdata", "ome-zarr"):
+        pytest.importorskip("spatialdata")
+    with pytest.raises(error, match=words):
+        export(wide, to, tmp_path / f"a{FORMATS[to].endings[0]}", progress=Told(then))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_will_not_fit_is_not_begun(wide, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    with pytest.raises(StoreError, match=r"takes about 1\.8 MB, and 1\.0 MB are free there; free some.*\(--genes\)"):
+        export(wide, "h5ad", tmp_path / "new" / "a.h5ad")
+    assert not list(tmp_path.iterdir())
+    assert export(wide, "h5ad", tmp_path / "a.h5ad", genes=["GENE1"])
 
 
 def test_bad_input_is_one_sentence(prediction, tmp_path, monkeypatch):
@@ -291,10 +402,6 @@ def test_bad_input_is_one_sentence(prediction, tmp_path, monkeypatch):
         export(prediction, "csv", tmp_path, genes=["KRT88"])
     with pytest.raises(SettingError, match="no gene was named"):
         export(prediction, "csv", tmp_path, genes=[])
-    many = FORMATS["csv"].__class__("csv", (".csv",), "", FORMATS["csv"].write, most_values=10)
-    monkeypatch.setitem(FORMATS, "csv", many)
-    with pytest.raises(SettingError, match="too many for csv: name the genes"):
-        export(prediction, "csv", tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "ome_zarr.writer", None)
     with pytest.raises(SettingError, match=r"pip install 'napari-peka\[export\]'"):
         export(prediction, "ome-zarr", tmp_path)

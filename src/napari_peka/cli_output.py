@@ -7,6 +7,8 @@ import math
 import types
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
+from napari_peka.core.files import bytes_text
+
 if TYPE_CHECKING:
     from napari_peka.config import Settings
     from napari_peka.io.cache import Cached
@@ -112,16 +114,6 @@ def cache_text(entries: list[Cached], folder: Any, *, removed: bool) -> str:
     total = bytes_text(sum(e.size_bytes for e in entries))
     what = "removed from" if removed else "kept in"
     return "\n".join([*lines, f"{total:>9}  {what} {folder}"])
-
-
-def bytes_text(n: int) -> str:
-    """Return a number of bytes as people write it, such as ``3.2 MB``."""
-    size = float(n)
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
 
 
 def _row(label: str, text: str) -> str:

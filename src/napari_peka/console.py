@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-from napari_peka.cli_output import bytes_text
+from napari_peka.core.files import bytes_text
 from napari_peka.core.progress import JobProgress, human_time
 
 #: seconds between the first lines in a log file; the pause doubles up to the longest, so that a night is a page

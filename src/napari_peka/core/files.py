@@ -165,6 +165,40 @@ def check_writable(path: Path) -> None:
     make_folder(there)
 
 
+def check_room(path: Path, size: int, instead: str = "or choose another output") -> None:
+    """Refuse what will not fit on its disk, before it is begun.
+
+    Parameters
+    ----------
+    path
+        What will be written; its folder need not be there.
+    size
+        Bytes that it will take, about.
+    instead
+        What a person may do other than free some space.
+
+    Raises
+    ------
+    StoreError
+        If less is free.
+    """
+    there = next(p for p in path.absolute().parents if p.is_dir())
+    if (free := shutil.disk_usage(there).free) < size:
+        raise StoreError(
+            f"{path} takes about {bytes_text(size)}, and {bytes_text(free)} are free there; free some space, {instead}"
+        )
+
+
+def bytes_text(n: int) -> str:
+    """Return a number of bytes as people write it, such as ``3.2 MB``."""
+    size = float(n)
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
 def remove_tree(path: Path) -> None:
     """Remove a folder and what is in it, a file or a link; nothing happens when it is not there.
 

@@ -119,6 +119,20 @@ class GeneHead:
         symbol = symbol_of(name)
         return None if symbol is None else self._index.get(symbol)
 
+    def only(self, genes: Sequence[str]) -> GeneHead:
+        """Return the head of some genes, in their order, each once.
+
+        Raises
+        ------
+        UnknownName
+            If the model does not know a gene.
+        """
+        at = list(dict.fromkeys(self.index(g) for g in genes))
+        ids = tuple(self.gene_ids[i] for i in at) if self.gene_ids else ()
+        pcc, ceiling = (None if v is None else v[at] for v in (self.pcc, self.attainable_pcc))
+        names = tuple(self.genes[i] for i in at)
+        return GeneHead(self.weights[:, at], self.bias[at], names, self.unit, ids, pcc, self.context_um, ceiling)
+
     def values(
         self, embeddings: FloatArray, gene: str, neighbours: Neighbours | None = None
     ) -> npt.NDArray[np.float32]:
@@ -149,17 +163,37 @@ class GeneHead:
         return np.asarray(both[:, 0] + self.bias[i] + context, np.float32)
 
     def matrix(
-        self, embeddings: FloatArray, genes: Sequence[str] | None = None, neighbours: Neighbours | None = None
+        self,
+        embeddings: FloatArray,
+        genes: Sequence[str] | None = None,
+        neighbours: Neighbours | None = None,
+        rows: slice | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Return the expression of several genes (all by default), shape ``(n, n_genes)``; else as :meth:`values`."""
-        x, d = np.asarray(embeddings, np.float32), self.embedding_dims
-        cols = slice(None) if genes is None else [self.index(g) for g in genes]
-        values = x @ self.weights[:d, cols] + self.bias[cols]
-        if self.context_um is None:
-            return values
-        near, weights = self._near(neighbours), self.weights[d:, cols]
-        # the mean commutes with the weights: it is taken where there are fewer columns
-        values += near.mean(x @ weights) if weights.shape[1] < d else near.mean(x) @ weights
+        """Return the expression of several genes (all by default), shape ``(n, n_genes)``; else as :meth:`values`.
+
+        Parameters
+        ----------
+        embeddings, neighbours
+            As in :meth:`values`.
+        genes
+            Symbols or Ensembl ids.
+        rows
+            The tiles that are asked for; None: all. No more is read than these and their neighbours.
+        """
+        d, cols = self.embedding_dims, slice(None) if genes is None else [self.index(g) for g in genes]
+        near = None if self.context_um is None else self._near(neighbours)
+        if rows is not None and near is not None:
+            around, near = near.within(rows)
+            embeddings = embeddings[around]
+        elif rows is not None:
+            embeddings = embeddings[rows]
+        x = np.asarray(embeddings, np.float32)
+        values = (x if near is None else x[near.own]) @ self.weights[:d, cols]
+        values += self.bias[cols]
+        if near is not None:
+            weights = self.weights[d:, cols]
+            # the mean commutes with the weights: it is taken where there are fewer columns
+            values += near.mean(x @ weights) if weights.shape[1] < d else near.mean(x) @ weights
         return values
 
     def _near(self, neighbours: Neighbours | None) -> Neighbours:

@@ -22,10 +22,20 @@ _SLACK = 1 + 1e-6
 
 
 class Neighbours:
-    """For each of `n` places, the others within a radius; made by :func:`neighbour_mean`."""
+    """For each of `n` places, the others within a radius; made by :func:`neighbour_mean`.
 
-    def __init__(self, matrix: Any) -> None:
+    Parameters
+    ----------
+    matrix
+        Who is whose neighbour, a scipy CSR array of ones, a row a place, a column a place whose numbers are read.
+    own
+        Column of each place itself; None: rows and columns are the same places.
+    """
+
+    def __init__(self, matrix: Any, own: npt.NDArray[np.intp] | None = None) -> None:
         self._matrix = matrix
+        #: rows of what :meth:`mean` reads that are the places' own
+        self.own: slice | npt.NDArray[np.intp] = slice(None) if own is None else own
 
     def __len__(self) -> int:
         return int(self._matrix.shape[0])
@@ -49,11 +59,11 @@ class Neighbours:
         Parameters
         ----------
         x
-            One number or row a place, ``(n,)`` or ``(n, d)``.
+            One number or row a place that is read, ``(n,)`` or ``(n, d)``.
 
         Returns
         -------
-        The shape of `x`; float64 for float64, else float32.
+        A number or row a place; float64 for float64, else float32.
 
         Raises
         ------
@@ -61,8 +71,8 @@ class Neighbours:
             If `x` has not one row a place.
         """
         x = np.asarray(x)
-        if len(x) != len(self):
-            raise ValueError(f"{len(self)} places need as many rows, got {len(x)}")
+        if len(x) != self._matrix.shape[1]:
+            raise ValueError(f"{self._matrix.shape[1]} places need as many rows, got {len(x)}")
         x = x.astype(np.float64 if x.dtype == np.float64 else np.float32, copy=False)
         known = np.isfinite(x).all(tuple(range(1, x.ndim)))
         count = self.counts.astype(x.dtype)
@@ -73,12 +83,21 @@ class Neighbours:
         some = count > 0
         total = self._matrix @ filled
         total[some] /= count[some].reshape(-1, *[1] * (x.ndim - 1))
-        total[~some] = x[~some]
+        total[~some] = x[self.own][~some]
         return np.asarray(total)
 
     def touched(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.intp]:
         """Return the places whose mean reads one of `rows`, and `rows` themselves, ascending."""
         return np.union1d(rows, self._matrix[rows].indices).astype(np.intp)  # to be near is mutual
+
+    def within(self, rows: slice) -> tuple[npt.NDArray[np.intp], Neighbours]:
+        """Return the places that the mean of `rows` reads, themselves too, ascending, and the neighbours among these.
+
+        So a mean is taken of a part of the places, and no more than that part is read.
+        """
+        at = np.arange(len(self))[rows]
+        around = self.touched(at)
+        return around, Neighbours(self._matrix[rows][:, around], np.searchsorted(around, at))
 
     def among(self, rows: npt.NDArray[np.integer]) -> Neighbours:
         """Return the neighbours among some of the places, in the order of `rows`."""

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 FORMATS = {
     f.name: f
     for f in (
-        Format("h5ad", (".h5ad",), "AnnData, for scanpy", write_h5ad, most_values=500_000_000),
+        Format("h5ad", (".h5ad",), "AnnData, for scanpy", write_h5ad, value_bytes=4),
         Format("spatialdata", (".zarr",), "SpatialData, for squidpy and napari-spatialdata", write_spatialdata,
-               most_values=500_000_000),
-        Format("ome-zarr", (".ome.zarr", ".zarr"), "heatmap with a channel a gene", write_ome_zarr, best=20),
-        Format("ome-tiff", (".ome.tif", ".ome.tiff"), "heatmap with a channel a gene", write_ome_tiff, best=20),
-        Format("geojson", (".geojson", ".json"), "tiles with measurements, for QuPath", write_geojson, best=20),
-        Format("csv", (".csv", ".csv.gz"), "a row a tile", write_csv, most_values=20_000_000),
+               value_bytes=3),
+        Format("ome-zarr", (".ome.zarr", ".zarr"), "heatmap with a channel a gene", write_ome_zarr, 3, best=20),
+        Format("ome-tiff", (".ome.tif", ".ome.tiff"), "heatmap with a channel a gene", write_ome_tiff, 3, best=20),
+        Format("geojson", (".geojson", ".json"), "tiles with measurements, for QuPath", write_geojson, 30, best=20),
+        Format("csv", (".csv", ".csv.gz"), "a row a tile", write_csv, value_bytes=8),
         Format("png", (".png",), "figure with scale bar, colour bar and unit", write_figure, best=1, a_gene=True),
         Format("svg", (".svg",), "the same as vectors", write_figure, best=1, a_gene=True),
     )
@@ -80,7 +80,8 @@ def export(
     overwrite
         Replace a file that is there.
     progress
-        Where to report; raises :class:`Cancelled` to stop.
+        Where to report: tiles of tables and GeoJSON, channels of images, files of figures. Raises :class:`Cancelled`
+        to stop; nothing is left then of the file that was being written.
 
     Returns
     -------
@@ -90,11 +91,11 @@ def export(
     Raises
     ------
     SettingError
-        If there is no such format, or it needs a package that is not here, or so many values that genes must be named.
+        If there is no such format, or it needs a package that is not here, or no gene was named.
     UnknownName
         If the model does not know a gene, or none of a set's.
     OutputMismatch, StoreError
-        If a file is there already, or cannot be written.
+        If a file is there already, or cannot be written; if it would not fit on the disk, before it is begun.
     """
     kind = format_of(to)
     scored = dict(sets or {})
@@ -105,12 +106,14 @@ def export(
     tasks = dict(_targets(prediction, kind, Path(output).expanduser(), names, scored))
     for path in tasks:
         _check_free(path, overwrite)
-    progress.stage(f"writing {kind.name}", len(tasks))
+        _check_room(path, kind, len(prediction.tiles) * (len(names) + len(scored)))
+    progress.stage(f"writing {kind.name}", len(tasks) if kind.a_gene else None)
     for path, (part, some) in tasks.items():
-        one = Export(prediction, part, dict(regions or {}), slide, dict(figure or {}), some)
+        one = Export(prediction, part, dict(regions or {}), slide, dict(figure or {}), some, progress)
         files.make_folder(path.parent)
         files.write_beside(path, lambda p, one=one: kind.write(one, p))  # type: ignore[misc]
-        progress.advance()
+        if kind.a_gene:  # others tell of tiles or channels
+            progress.advance()
     return list(tasks)
 
 
@@ -137,6 +140,12 @@ def _check_free(path: Path, overwrite: bool) -> None:
         raise OutputMismatch(f"{path} is no export of napari-peka and is not replaced; choose another output")
 
 
+def _check_room(path: Path, kind: Format, values: int) -> None:
+    size = int(values * kind.value_bytes)
+    instead = "choose another output, or name the genes that you want (--genes)"
+    files.check_room(path, size // 2 if path.suffix == ".gz" else size, instead)
+
+
 def _chosen(prediction: Prediction, kind: Format, genes: Sequence[str] | None, n_sets: int) -> tuple[str, ...]:
     head = prediction.head
     if genes is not None:
@@ -148,12 +157,6 @@ def _chosen(prediction: Prediction, kind: Format, genes: Sequence[str] | None, n
         at = np.argsort(-np.nan_to_num(pcc, nan=-2.0), kind="stable")[: kind.best].tolist()
     if not at and not n_sets:
         raise SettingError("no gene was named; leave --genes away for the usual ones")
-    n = len(prediction.tiles) * (len(at) + n_sets)
-    if kind.most_values is not None and n > kind.most_values:
-        raise SettingError(
-            f"{len(prediction.tiles):,} tiles of {len(at) + n_sets:,} genes are {n:,} values, too many for "
-            f"{kind.name}: name the genes that you want (--genes)"
-        )
     return tuple(head.genes[i] for i in at)
 
 

@@ -145,11 +145,20 @@ class Prediction:
         """Return the map of `gene`, one pixel a tile."""
         return self.tiles.raster(self.values(gene), self.unit)
 
-    def to_anndata(self, genes: Sequence[str] | None = None) -> Any:
-        """Return an AnnData in scverse layout with the values of `genes` (all by default) in ``X``."""
-        names = list(self.genes if genes is None else (self.genes[self.head.index(g)] for g in genes))
-        adata = _anndata(self.tiles, self.head, self.read_ok, self.record)[:, names].copy()
-        adata.X = self.head.matrix(self.embeddings, names, self.neighbours)
+    def to_anndata(self, genes: Sequence[str] | None = None, *, values: bool = True) -> Any:
+        """Return an AnnData in scverse layout with the values of `genes` (all by default) in ``X``.
+
+        Parameters
+        ----------
+        genes
+            Symbols or Ensembl ids.
+        values
+            False: without ``X``, which is as large as tiles times genes.
+        """
+        head = self.head if genes is None else self.head.only(genes)
+        adata = _anndata(self.tiles, head, self.read_ok, self.record)
+        if values:
+            adata.X = head.matrix(self.embeddings, None, self.neighbours)
         adata.obsm[EMBEDDINGS] = self.embeddings
         return adata
 

@@ -6,16 +6,19 @@ Frame of reference: level-0 pixels; (x, y) where the format has x first.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from napari_peka.core.raster import Raster
+from napari_peka.core.head import GeneHead
+from napari_peka.core.progress import NULL, Progress
 from napari_peka.io.statistics import SCORE_UNIT, gene_set_score, known_genes
 from napari_peka.io.store import Prediction
 
@@ -24,6 +27,15 @@ if TYPE_CHECKING:
 
 #: obs column that names the region in which a tile lies
 ANNOTATION = "annotation"
+#: tiles that are computed and written at once are a multiple of this, and files' own chunks have as many: each is
+#: written whole, once
+ROWS = 512
+#: of values at once, about; a few times as much is in memory
+_CHUNK_BYTES = 32 * 2**20
+#: tiles at once, at most: an export can be stopped between two chunks
+_MOST_ROWS = 16 * ROWS
+#: attributes by which anndata knows an array
+ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
 #: attribute at the root of every zarr that is written here
 MARK = "napari_peka_export"
 #: what no file name may hold on one platform or another; "%" too, so that two genes never share a name
@@ -50,6 +62,8 @@ class Export:
         Further arguments of :func:`napari_peka.io.figure.write_map`, for figures.
     sets
         Sets of genes by name, each of which has a score.
+    progress
+        Hears of each chunk of tiles or channel, and stops the export there.
     """
 
     prediction: Prediction
@@ -58,6 +72,13 @@ class Export:
     slide: Slide | None = None
     figure: Mapping[str, Any] = field(default_factory=dict)
     sets: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    progress: Progress = NULL
+
+    @cached_property
+    def head(self) -> GeneHead:
+        """The read-out of the genes alone."""
+        head = self.prediction.head
+        return head if self.genes == head.genes else head.only(self.genes)
 
     @cached_property
     def scores(self) -> npt.NDArray[np.float32]:
@@ -82,25 +103,54 @@ class Export:
         unit = self.prediction.unit
         return [f"{g} ({unit})" for g in self.genes] + [f"{s} ({SCORE_UNIT})" for s in self.sets]
 
-    @property
-    def columns(self) -> npt.NDArray[np.float32]:
-        """Values of genes and scores of sets, as :attr:`labels` names them, float32 ``(n, g + s)``."""
-        return np.concatenate([self.values, self.scores], 1) if self.sets else self.values
+    def by_tiles(self, *, scores: bool = False) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+        """Yield the tiles from the first to the last, some at a time, and their values.
 
-    @cached_property
-    def values(self) -> npt.NDArray[np.float32]:
-        """Predicted expression, float32 ``(n, g)``; NaN where a tile could not be read."""
-        head = self.prediction.head
-        return head.matrix(self.prediction.embeddings, self.genes, self.prediction.neighbours)
+        The next ones are computed while these are written, so that the slower of the two sets the pace; memory holds
+        a few chunks, however many tiles and genes there are.
+
+        Parameters
+        ----------
+        scores
+            Whether the sets' scores follow the genes, as in :attr:`labels`.
+
+        Yields
+        ------
+        rows
+            Which tiles: a multiple of :data:`ROWS` of them, but for the last.
+        values
+            Predicted expression, float32 ``(n, g)`` or ``(n, g + s)``; NaN where a tile could not be read.
+        """
+        n = len(self.prediction.tiles)
+        step = min(-(-_CHUNK_BYTES // (4 * max(len(self.labels), 1) * ROWS)) * ROWS, _MOST_ROWS)
+
+        def compute(at: int) -> tuple[slice, npt.NDArray[np.float32]]:
+            rows = slice(at, min(at + step, n))
+            values = self.head.matrix(self.prediction.embeddings, None, self.prediction.neighbours, rows)
+            return rows, np.concatenate([values, self.scores[rows]], 1) if scores and self.sets else values
+
+        self.progress.stage("writing tiles", n)
+        with ThreadPoolExecutor(1, thread_name_prefix="peka-export") as pool:
+            ahead = pool.submit(compute, 0)
+            for at in range(0, n, step):
+                rows, values = ahead.result()
+                if at + step < n:
+                    ahead = pool.submit(compute, at + step)
+                yield rows, values
+                self.progress.advance(len(values))
+
+    def by_channels(self) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield the map of each gene and then of each set, float32 ``(h, w)``, a pixel a tile; NaN where none is."""
+        self.progress.stage("writing channels", len(self.labels))
+        tiles = self.prediction.tiles
+        for values in chain(map(self.prediction.values, self.genes), self.scores.T):
+            self.progress.advance()  # not after: whoever writes does not ask for one more than there are
+            yield np.asarray(tiles.raster(values).data, np.float32)
 
     @cached_property
     def annotation(self) -> list[str | None]:
         """The region in which each tile's centre lies, the smallest of several; None outside all of them."""
         return annotated(self.prediction.tiles.centre_yx, self.regions)
-
-    def rasters(self) -> list[Raster]:
-        """Return a map a gene and a set, one pixel a tile."""
-        return [self.prediction.tiles.raster(v, self.prediction.unit) for v in self.columns.T]
 
     @property
     def mark(self) -> dict[str, Any]:
@@ -109,10 +159,13 @@ class Export:
         return {MARK: {k: record[k] for k in ("unit", "model", "slide", "versions", "notice") if k in record}}
 
     def anndata(self) -> Any:
-        """Return tiles and genes in scverse layout, with scores and regions in ``obs`` and the overview in ``uns``."""
+        """Return tiles and genes in scverse layout, with scores and regions in ``obs`` and the overview in ``uns``.
+
+        There is no ``X``, which may be larger than memory: :meth:`by_tiles` has its values.
+        """
         import pandas as pd
 
-        adata = self.prediction.to_anndata(self.genes)
+        adata = self.prediction.to_anndata(self.genes, values=False)
         told: dict[str, Any] = {}
         for column, (name, genes), score in zip(self.score_columns, self.sets.items(), self.scores.T):
             adata.obs[column] = score
@@ -144,8 +197,8 @@ class Format:
         In a phrase.
     write
         Writes an export at a path that is not there.
-    most_values
-        Tiles times genes beyond which genes must be named; None: no limit.
+    value_bytes
+        What a value takes on the disk, about; 0: so few are written that nobody need know.
     best
         Without names so many of the best predicted genes are taken; None: all.
     a_gene
@@ -156,9 +209,14 @@ class Format:
     endings: tuple[str, ...]
     what: str
     write: Callable[[Export, Path], None]
-    most_values: int | None = None
+    value_bytes: float = 0
     best: int | None = None
     a_gene: bool = False
+
+
+def even(n: int, most: int) -> int:
+    """Return the length of the parts of `n`, none above `most`, so that the last is hardly shorter; 1 at the least."""
+    return max(1, -(-n // max(1, -(-n // most))))
 
 
 def is_export(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from napari_peka.io.exports.base import ANNOTATION, Export
 from napari_peka.io.regions import region_feature
@@ -22,29 +23,41 @@ def write_geojson(export: Export, path: Path) -> None:
     A tile is a closed simple ring, the square that its value stands for; its measurements are named after gene and
     unit. What could not be read has no measurement, since JSON has no NaN.
     """
-    tiles, columns = export.prediction.tiles, export.columns
+    tiles = export.prediction.tiles
     h, w = tiles.spec.footprint0(tiles.slide_mpp) if tiles.grid_yx is None else tiles.spec.stride0(tiles.slide_mpp)
-    names = export.labels
+    labels, names = export.labels, tiles.names  # the tiles' are made anew at each asking
     of = export.annotation if export.regions else [None] * len(tiles)
     slide = str(export.prediction.record.get("slide", {}).get("fingerprint", ""))
-    features: list[dict[str, Any]] = [region_feature(name, region) for name, region in export.regions.items()]
-    for i, (y, x) in enumerate(tiles.centre_yx.tolist()):
-        properties: dict[str, Any] = {"objectType": "tile", "name": tiles.names[i]}
+    centres = tiles.centre_yx.tolist()
+
+    def feature(i: int, row: npt.NDArray[np.float32]) -> dict[str, Any]:
+        properties: dict[str, Any] = {"objectType": "tile", "name": names[i]}
         if of[i] is not None:
             properties["metadata"] = {ANNOTATION: of[i]}
-        row = columns[i]
         known = np.isfinite(row)
-        properties["measurements"] = {n: round(float(v), 5) for n, v, k in zip(names, row, known) if k}
-        features.append(
-            {
-                "type": "Feature",
-                "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{slide} {tiles.names[i]}")),
-                "geometry": {"type": "Polygon", "coordinates": [_ring(x - w / 2, y - h / 2, w, h)]},
-                "properties": properties,
-            }
-        )
-    text = json.dumps({"type": "FeatureCollection", "features": features}, ensure_ascii=False, allow_nan=False)
-    path.write_text(text, "utf-8", errors="backslashreplace")
+        properties["measurements"] = {n: round(float(v), 5) for n, v, k in zip(labels, row, known) if k}
+        y, x = centres[i]
+        return {
+            "type": "Feature",
+            "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{slide} {names[i]}")),
+            "geometry": {"type": "Polygon", "coordinates": [_ring(x - w / 2, y - h / 2, w, h)]},
+            "properties": properties,
+        }
+
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        between = '{"type": "FeatureCollection", "features": [\n'
+        for name, region in export.regions.items():
+            file.write(between + _text(region_feature(name, region)))
+            between = ",\n"
+        for rows, columns in export.by_tiles(scores=True):
+            for i, row in enumerate(columns, rows.start):
+                file.write(between + _text(feature(i, row)))
+                between = ",\n"
+        file.write("\n]}")
+
+
+def _text(feature: dict[str, Any]) -> str:
+    return json.dumps(feature, ensure_ascii=False, allow_nan=False)
 
 
 def _ring(x: float, y: float, w: float, h: float) -> list[list[float]]:

@@ -13,6 +13,8 @@ from napari_peka.io.exports.base import Export
 from napari_peka.io.figure import contrast_limits, write_map
 
 _UM = "micrometer"
+#: bytes of pixels that a TIFF with 32-bit places holds
+_CLASSIC_TIFF = 2**32 - 2**25
 
 
 def write_ome_zarr(export: Export, path: Path) -> None:
@@ -22,24 +24,32 @@ def write_ome_zarr(export: Export, path: Path) -> None:
     """
     try:
         from ome_zarr.format import FormatV04
-        from ome_zarr.writer import write_image
+        from ome_zarr.writer import write_multiscales_metadata
     except ImportError as e:
         raise SettingError("OME-Zarr needs a package that is not here: pip install 'napari-peka[export]'") from e
     import zarr
 
-    data, scale, translation = _stack(export)
+    shape, scale, translation = _place(export)
     root = zarr.open_group(str(path), mode="w", zarr_format=2)
+    array = root.create_array(
+        "0", shape=shape, chunks=(1, *shape[1:]), dtype="float32", fill_value=np.nan,
+        chunk_key_encoding={"name": "v2", "separator": "/"},
+    )  # fmt: skip
+    channels: list[dict[str, Any]] = []
+    for label, data in zip(export.labels, export.by_channels()):
+        array[len(channels)] = data
+        channels.append(_channel(label, data, active=not channels))
     transforms: list[dict[str, Any]] = [
         {"type": "scale", "scale": [1.0, *scale]},
         {"type": "translation", "translation": [0.0, *translation]},
     ]
     axes: list[dict[str, str]] = [{"name": "c", "type": "channel"}]
     axes += [{"name": n, "type": "space", "unit": _UM} for n in "yx"]
-    write_image(
-        data, root, fmt=FormatV04(), axes=axes, scale_factors=[], coordinate_transformations=[transforms],
+    write_multiscales_metadata(
+        root, [{"path": "0", "coordinateTransformations": transforms}], fmt=FormatV04(), axes=axes,
         name=str(export.prediction.record.get("slide", {}).get("name", "map")),
     )  # fmt: skip
-    root.attrs["omero"] = {"channels": _channels(export, data), "rdefs": {"model": "color"}}
+    root.attrs["omero"] = {"channels": channels, "rdefs": {"model": "color"}}
     root.attrs.update(export.mark)
 
 
@@ -47,8 +57,8 @@ def write_ome_tiff(export: Export, path: Path) -> None:
     """Write an OME-TIFF of axes C, Y, X: a pixel a tile, float32, NaN where there is none; size and place in µm."""
     import tifffile
 
-    data, scale, translation = _stack(export)
-    n = len(data)
+    shape, scale, translation = _place(export)
+    n, size = shape[0], 4 * int(np.prod(shape))
     metadata = {
         "axes": "CYX",
         "Channel": {"Name": export.labels},
@@ -58,7 +68,10 @@ def write_ome_tiff(export: Export, path: Path) -> None:
             "PositionX": [translation[1]] * n, "PositionXUnit": ["µm"] * n,
         },
     }  # fmt: skip
-    tifffile.imwrite(path, data, ome=True, photometric="minisblack", compression="zlib", metadata=metadata)
+    tifffile.imwrite(
+        path, export.by_channels(), shape=shape, dtype=np.float32, bigtiff=size > _CLASSIC_TIFF, ome=True,
+        photometric="minisblack", compression="zlib", metadata=metadata,
+    )  # fmt: skip
 
 
 def write_figure(export: Export, path: Path) -> None:
@@ -68,19 +81,19 @@ def write_figure(export: Export, path: Path) -> None:
     write_map(export.prediction, export.slide, name, path, **given)
 
 
-def _stack(export: Export) -> tuple[npt.NDArray[np.float32], tuple[float, float], tuple[float, float]]:
-    """Return the maps, float32 ``(g + s, h, w)``, their pixel in µm and the centre of the first one in µm, (y, x)."""
-    rasters = export.rasters()
-    scale, translation = rasters[0].place_um(export.prediction.tiles.slide_mpp)
-    return np.stack([r.data for r in rasters]).astype(np.float32), scale, translation
+def _place(export: Export) -> tuple[tuple[int, int, int], tuple[float, float], tuple[float, float]]:
+    """Return the maps' shape ``(g + s, h, w)``, their pixel in µm and the centre of the first one in µm, (y, x)."""
+    tiles = export.prediction.tiles
+    raster = tiles.raster(np.zeros(len(tiles), np.float32))
+    scale, translation = raster.place_um(tiles.slide_mpp)
+    h, w = raster.data.shape
+    return (len(export.labels), h, w), scale, translation
 
 
-def _channels(export: Export, data: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
-    out: list[dict[str, Any]] = []
-    for label, values in zip(export.labels, data):
-        low, high = contrast_limits(values)
-        finite = values[np.isfinite(values)]
-        reach = (float(finite.min()), float(finite.max())) if len(finite) else (low, high)
-        window = {"start": low, "end": high, "min": min(low, reach[0]), "max": max(high, reach[1])}
-        out.append({"label": label, "color": "FFFFFF", "active": not out, "window": window})
-    return out
+def _channel(label: str, data: npt.NDArray[np.float32], *, active: bool) -> dict[str, Any]:
+    """Return how a channel is shown."""
+    low, high = contrast_limits(data)
+    finite = data[np.isfinite(data)]
+    reach = (float(finite.min()), float(finite.max())) if len(finite) else (low, high)
+    window = {"start": low, "end": high, "min": min(low, reach[0]), "max": max(high, reach[1])}
+    return {"label": label, "color": "FFFFFF", "active": active, "window": window}

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from napari_peka.core.errors import SettingError
-from napari_peka.io.exports.base import ANNOTATION, Export
+from napari_peka.io.exports.base import ANNOTATION, ARRAY, ROWS, Export, even
 
 #: names of the elements
 TILES, TABLE, REGIONS, OVERVIEW = "tiles", "expression", "annotations", "overview"
 #: coordinate systems: level-0 pixels, as others' elements of the same slide have it, and µm
 GLOBAL, UM = "global", "um"
+#: genes of a chunk, at most: with `ROWS` tiles it is 4 MB, a file
+_GENES = 2048
 
 
 def write_spatialdata(export: Export, path: Path) -> None:
@@ -63,4 +65,26 @@ def write_spatialdata(export: Export, path: Path) -> None:
     data = SpatialData(images=images, shapes=shapes, tables={TABLE: table}, attrs=export.mark)
     with warnings.catch_warnings():  # of what anndata's next version will do, which is nothing that a person can mend
         warnings.filterwarnings("ignore", message="zarr v3 autosharding")
-        data.write(path)
+        data.write(path, consolidate_metadata=False)
+        _write_x(export, path)
+        data.write_consolidated_metadata()
+
+
+def _write_x(export: Export, path: Path) -> None:
+    """Write the values into the table, in the format of zarr that it has."""
+    import zarr
+    from zarr.codecs import BloscCodec
+
+    table = zarr.open_group(str(path / "tables" / TABLE), mode="r+")
+    shape = len(export.prediction.tiles), len(export.genes)
+    if "X" in table:  # what stands for none
+        del table["X"]
+    # predicted values become a seventh smaller, in no more time than writing them as they are
+    lz4 = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
+    x = table.create_array(
+        "X", shape=shape, chunks=(max(1, min(ROWS, shape[0])), even(shape[1], _GENES)), dtype="float32",
+        compressors=lz4 if table.metadata.zarr_format == 3 else "auto", fill_value=0,
+    )  # fmt: skip
+    x.attrs.update(ARRAY)
+    for rows, values in export.by_tiles():
+        x[rows] = values
