@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ import napari_peka as peka
 from napari_peka import cli
 from napari_peka.core.errors import CrewError, NoResult, SettingError
 from napari_peka.core.progress import Cancelled, JobProgress
-from napari_peka.io.slide_list import list_slides
 from napari_peka.workflows import crew as crew_module
 from napari_peka.workflows import crew_work
 from napari_peka.workflows.crew import Crew, open_crew
@@ -322,17 +320,3 @@ def test_a_crew_is_of_workers_that_compute_alike(crew, tiny_model):
     assert forward.digest == tiny_model.embedding_digest
     assert isinstance(crew, Crew)
     assert crew.n_workers == 2
-
-
-def test_slides_are_named_by_files_folders_and_manifests(tmp_path):
-    folder = tmp_path / "slides"
-    folder.mkdir()
-    for name in ("b.svs", "a.tif", "notes.txt", "c.ome.tif"):
-        (folder / name).touch()
-    (tmp_path / "list.csv").write_text("path,mpp\nslides/b.svs,0.25\nother.tif,\n")
-    found = list_slides([tmp_path / "list.csv", folder, folder / "a.tif"])
-    names = [(Path(one.path).name, one.mpp) for one in found]
-    assert names == [("b.svs", 0.25), ("other.tif", None), ("a.tif", None), ("c.ome.tif", None)]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(peka.PekaError, match="no slide lies in the folder"):
-        list_slides([tmp_path / "empty"])

@@ -40,7 +40,9 @@ def slides_of(path: Path) -> list[Path]:
 
 
 def list_slides(paths: Sequence[Path | str], *, progress: Progress = NULL) -> list[Listed]:
-    """Return the slides that files, folders and manifests name, each once, in their order.
+    """Return the slides that files, folders and manifests name, in their order.
+
+    What lies in a folder or manifest and is named beside it is meant once.
 
     Parameters
     ----------
@@ -57,12 +59,19 @@ def list_slides(paths: Sequence[Path | str], *, progress: Progress = NULL) -> li
     SectionError
         If a manifest cannot be read.
     """
-    found: dict[Path, Listed] = {}
+    found: list[Listed] = []
+    named: set[Path] = set()
+    of_groups: set[Path] = set()
     for path in map(Path, paths):
         if path.suffix.lower() == ".csv":
             some = [Listed(e.image or e.path, e.mpp) for e in read_manifest(path, progress=progress)]
         elif not (some := [Listed(p) for p in slides_of(path)]):
             raise SlideError(f"no slide lies in the folder {path} (*{', *'.join((*ENDINGS, *PLAIN_ENDINGS))})")
+        by_itself = [one.path for one in some] == [path]
         for one in some:
-            found.setdefault(one.path.resolve(), one)
-    return list(found.values())
+            at = one.path.resolve()
+            # who names a file twice may have meant another one, and is told so by whoever uses the list
+            if at not in of_groups and (by_itself or at not in named):
+                found.append(one)
+            (named if by_itself else of_groups).add(at)
+    return found
