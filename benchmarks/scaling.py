@@ -9,9 +9,9 @@ writing and putting together are all there is): tiles a second of 1 and of 2 wor
 costs this process (``item_ms``: an empty one, sent and heard of), and that a finished block costs it (``block_ms``:
 read back and put in), and that a map costs it beside (``map_s``: opened, planned and written).
 
-Simulated, event by event, with the code's own rules for the size of items, their number under way and the slides that
-are under way together: one process that can do one thing at a time for the costs above, and N workers that take
-what a tile takes, with a spread of a quarter. ``efficiency`` is what N workers reach of N times one worker.
+Simulated, event by event, with the code's own rules for which slides workers do by themselves, the size of items and
+their number under way: one process that does one thing at a time, for the costs above, and N workers that take what a
+tile takes, with a spread of a quarter. ``efficiency`` is what they reach of N times the speed of one that computes alone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import json
 import os
 import statistics
 import tempfile
+from collections import deque
 from pathlib import Path
 from time import perf_counter
 
@@ -34,7 +35,7 @@ from pipeline import NoEncoder, write_mosaic
 import napari_peka as peka
 from napari_peka.workflows import crew as rules
 from napari_peka.workflows.crew import open_crew
-from napari_peka.workflows.many import MOST_TOGETHER, TOGETHER, WORKERS_A_SLIDE
+from napari_peka.workflows.crew_many import TOGETHER, whole_slides
 
 #: costs of this process by which is simulated where nothing is measured: docs/scaling.md says of which machine
 KNOWN = {"item_ms": 2.0, "block_ms": 1.0, "map_s": 0.5}
@@ -43,7 +44,10 @@ SPEEDS = {"2.5 tiles/s (ViT-L, one core)": 2.5, "60 tiles/s (ViT-S, two cores)":
 WORKERS = (1, 2, 10, 100, 1000)
 #: a slide of common size: 15 x 15 mm of tissue at 112 µm a tile
 SLIDE_TILES, BLOCK_TILES = 18_000, 64
-SLIDES = 200
+#: slides of a pile, a worker
+SLIDES_A_WORKER = 20
+#: spread of what the same work takes, of the logarithm
+SPREAD = 0.25
 
 
 class NoOp(WorkerPlugin):
@@ -150,68 +154,79 @@ def costs_here(slide, model, config, tissue, done, scratch: Path) -> tuple[float
 def simulate(workers: int, tiles_per_second: float, costs: dict[str, float], seed: int = 0) -> dict[str, float]:
     """Return tiles a second and efficiency of so many workers on a pile of slides."""
     rng = np.random.default_rng(seed)
-    slides = max(SLIDES, 4 * workers // WORKERS_A_SLIDE)
-    together = min(max(TOGETHER, workers // WORKERS_A_SLIDE), MOST_TOGETHER)
-    block_s = BLOCK_TILES / tiles_per_second
+    slides = SLIDES_A_WORKER * workers + 3
+    whole = whole_slides(slides, workers)
+    block_s, blocks = BLOCK_TILES / tiles_per_second, -(-SLIDE_TILES // BLOCK_TILES)
     item_s, read_s, map_s = costs["item_ms"] / 1000, costs["block_ms"] / 1000, costs["map_s"]
-    idle, waiting = workers, []  # items that are sent and not yet begun
-    left = {}  # blocks of the slides under way that are not sent
-    out = dict.fromkeys(range(slides), 0)  # items of a slide that are not back
     here = 0.0  # until when this process is busy
-    events: list[tuple[float, int, str, int, int]] = []
-    number, begun, finished, now = 0, 0, 0, 0.0
+    idle = workers
+    waiting: tuple[deque, deque] = deque(), deque()  # items that are sent and not begun: whole slides, and blocks
+    left, out = {}, {}  # of a shared slide: blocks that are not sent, items that are not back
+    to_send, to_open = whole, list(range(whole, slides))
+    under_way = finished = number = 0
+    events: list[tuple[float, int, str, int, float]] = []
+    now = 0.0
 
-    def at(time: float, what: str, slide: int = 0, n: int = 0) -> None:
+    def at(time: float, what: str, slide: int = 0, cost: float = 0.0) -> None:
         nonlocal number
         number += 1
-        heapq.heappush(events, (time, number, what, slide, n))
+        heapq.heappush(events, (time, number, what, slide, cost))
 
-    def send(slide: int) -> None:
-        """Send items of a slide as `CrewForward.embed` does."""
-        nonlocal here, idle
+    def busy(seconds: float) -> float:
+        nonlocal here
+        here = max(here, now) + seconds
+        return here
+
+    def took(tiles: float) -> float:
+        return tiles / tiles_per_second * float(rng.lognormal(-(SPREAD**2) / 2, SPREAD))
+
+    def send_whole() -> None:
+        nonlocal to_send, under_way
+        while to_send and under_way < rules.UNDER_WAY * workers:
+            to_send -= 1
+            under_way += 1
+            at(busy(item_s), "sent", -1, took(SLIDE_TILES) + map_s)
+
+    def send_blocks(slide: int) -> None:
         shares = rules.UNDER_WAY * workers
         while left[slide] and out[slide] < shares:
-            n = max(1, min(round(rules.ITEM_S / block_s), rules.ITEM_BLOCKS, -(-left[slide] // shares)))
-            n = min(n, left[slide])
+            n = min(round(rules.ITEM_S / block_s), rules.ITEM_BLOCKS, -(-left[slide] // shares))
+            n = min(max(1, n), left[slide])
             left[slide] -= n
             out[slide] += 1
-            here = max(here, now) + item_s
-            at(here, "sent", slide, n)
+            at(busy(item_s), "sent", slide, took(n * BLOCK_TILES))
 
     def open_next() -> None:
-        nonlocal begun, here
-        if begun < slides:
-            here = max(here, now) + map_s / 2
-            at(here, "planned", begun)
-            begun += 1
+        if to_open:
+            at(busy(map_s / 2), "planned", to_open.pop(0))
 
-    for _ in range(together):
+    send_whole()
+    for _ in range(TOGETHER):
         open_next()
     while finished < slides:
-        now, _, what, slide, n = heapq.heappop(events)
+        now, _, what, slide, cost = heapq.heappop(events)
         if what == "planned":
-            left[slide] = -(-SLIDE_TILES // BLOCK_TILES)
-            send(slide)
+            left[slide], out[slide] = blocks, 0
+            send_blocks(slide)
         elif what == "sent":
-            waiting.append((slide, n))
-        elif what == "done":
-            idle += 1
-            out[slide] -= 1
-            if left[slide]:
-                send(slide)
-            elif not out[slide]:
-                here = max(here, now) + map_s / 2 + read_s * (SLIDE_TILES // BLOCK_TILES)
-                at(here, "written", slide)
-        else:
+            waiting[slide >= 0].append((slide, cost))
+        elif what == "written":
             finished += 1
             open_next()
-        while idle and waiting:
-            of, k = waiting.pop(0)
+        elif slide < 0:  # a whole slide is back
+            idle, under_way, finished = idle + 1, under_way - 1, finished + 1
+            send_whole()
+        else:
+            idle, out[slide] = idle + 1, out[slide] - 1
+            send_blocks(slide)
+            if not out[slide]:
+                at(busy(map_s / 2 + read_s * blocks), "written", slide)
+        while idle and any(waiting):
+            of, cost = (waiting[0] or waiting[1]).popleft()
             idle -= 1
-            at(now + k * block_s * float(rng.lognormal(0, 0.25)), "done", of, k)
+            at(now + cost, "done", of)
     rate = slides * SLIDE_TILES / now
-    spread = float(np.exp(0.25**2 / 2))
-    return {"tiles_per_second": round(rate, 1), "efficiency": round(rate * spread / (workers * tiles_per_second), 3)}
+    return {"tiles_per_second": round(rate, 1), "efficiency": round(rate / (workers * tiles_per_second), 3)}
 
 
 def as_text(told: dict) -> str:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 #: slides that are done by blocks together: while one is being written another one keeps the workers busy
 TOGETHER = 4
-#: slides a worker from which on a worker does whole ones: this process has nothing to do for them
-PLENTY = 2
+#: slides at most of which workers share the blocks, where there are more slides than workers: each costs this process
+#: half a second, so that more than these would keep a thousand workers waiting (docs/scaling.md)
+SHARED = 32
 
 
 def predict_by_crew(
@@ -89,4 +90,4 @@ def _next(news: queue.Queue[Outcome | BaseException]) -> Outcome | BaseException
 
 def whole_slides(slides: int, workers: int) -> int:
     """Return how many slides workers do by themselves; the last ones are shared, or one worker would be waited for."""
-    return slides - workers if slides >= PLENTY * workers else 0
+    return slides - min(workers, SHARED) if slides > workers else 0
