@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from napari_peka.training.evaluate import EvaluationReport, read_report
     from napari_peka.workflows.benchmark import benchmark
     from napari_peka.workflows.check import Check, check
+    from napari_peka.workflows.crew import open_crew
     from napari_peka.workflows.estimate import Estimate, estimate
     from napari_peka.workflows.evaluate import evaluate
     from napari_peka.workflows.many import predict_many
@@ -63,6 +64,7 @@ _FACE = {
     "known_genes": "io.statistics",
     "load_forward": "workflows.predict",
     "load_model": "models.zoo",
+    "open_crew": "workflows.crew",
     "open_slide": "io.slide",
     "plan_tiles": "workflows.predict",
     "predict": "workflows.predict",
@@ -89,7 +91,7 @@ __all__ = [
     "Prediction", "RefitConfig", "Section", "Slide", "TrainConfig", "benchmark", "check", "compare_regions", "estimate",
     "evaluate",
     "find_tissue", "fit_affine", "gene_set_score", "gene_table", "known_genes", "load_forward", "load_model",
-    "open_slide", "plan_tiles", "predict", "predict_many", "read_gene_sets", "read_prediction", "read_regions",
+    "open_crew", "open_slide", "plan_tiles", "predict", "predict_many", "read_gene_sets", "read_prediction", "read_regions",
     "read_report",
     "read_section", "read_sections", "refit", "region_table", "regions_by_name", "sample_section",
     "sample_sections", "sample_slide", "train", "with_model", "write_map",
