@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import resource
 import subprocess
@@ -21,6 +22,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
+
+os.environ["NAPARI_PEKA_REUSE"] = "0"
 
 import numpy as np
 

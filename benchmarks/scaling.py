@@ -11,7 +11,8 @@ read back and put in), and that a map costs it beside (``map_s``: opened, planne
 
 Simulated, event by event, with the code's own rules for which slides workers do by themselves, the size of items and
 their number under way: one process that does one thing at a time, for the costs above, and N workers that take what a
-tile takes, with a spread of a quarter. ``efficiency`` is what they reach of N times the speed of one that computes alone.
+tile takes, with a spread of a quarter. ``efficiency`` is what they reach of N times the speed of one that only
+computes.
 """
 
 from __future__ import annotations
