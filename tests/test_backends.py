@@ -47,10 +47,16 @@ def pcc(a, b):
     return (a * b).sum(0) / np.sqrt((a**2).sum(0) * (b**2).sum(0))
 
 
-def test_maps_are_those_of_torch_and_what_was_compiled_is_taken_again(config, slide, monkeypatch):
-    model = peka.load_model("demo")
-    config = config.model_copy(update={"stride_px": 448})
-    own = peka.predict(slide, model, config=config.model_copy(update={"backend": TORCH}))
+@pytest.fixture(scope="module")
+def exact(sample):
+    """The demo's map by torch in fp32."""
+    config = peka.PredictConfig(device="cpu", precision="fp32", backend=TORCH)
+    with peka.open_slide(sample) as opened:
+        return peka.predict(opened, peka.load_model("demo"), config=config)
+
+
+def test_maps_are_those_of_torch_and_what_was_compiled_is_taken_again(config, slide, exact, monkeypatch):
+    model, own = peka.load_model("demo"), exact
     made = peka.predict(slide, model, config=config)
     assert own.record["identity"]["precision"] == "float32"
     assert made.record["identity"]["precision"] == f"float32, {config.backend}"
@@ -93,12 +99,11 @@ def test_a_cache_that_is_full_costs_only_time(config, tiny_model, monkeypatch):
 
 
 @pytest.mark.parametrize("config", [OPENVINO], indirect=True)
-def test_in_bf16_every_gene_goes_with_that_of_fp32(config, slide):
+def test_in_bf16_every_gene_goes_with_that_of_fp32(config, slide, exact):
     model = peka.load_model("demo")
-    fine = peka.predict(slide, model, config=config.model_copy(update={"backend": TORCH}))
     fast = peka.predict(slide, model, config=config.model_copy(update={"precision": "bf16"}))
     genes = list(model.head.genes)
-    a, b = (p.to_anndata(genes).X for p in (fine, fast))
+    a, b = (p.to_anndata(genes).X for p in (exact, fast))
     assert pcc(a, b).min() > 0.999
     assert fast.record["identity"]["precision"] == "bfloat16, openvino"
 
@@ -143,6 +148,12 @@ def test_which_one_is_taken(monkeypatch):
     monkeypatch.setattr(backends, "find_spec", lambda name: object())
     assert choose_backend("auto", CPU, fp32) == OPENVINO
     assert choose_backend("auto", CPU, fp16) == TORCH
+    assert choose_backend(ONNX, CPU, fp32) == ONNX
+    with pytest.raises(SettingError, match="the backend onnx computes in float32; choose"):
+        choose_backend(ONNX, CPU, torch.bfloat16)
+    with monkeypatch.context() as without:
+        without.setattr(backends, "find_spec", lambda name: None if name == "openvino" else object())
+        assert choose_backend("auto", CPU, fp32) == TORCH, "it knows fewer encoders, so it is asked for"
     assert choose_backend("auto", torch.device("cuda"), fp32) == TORCH
     assert choose_backend(TORCH, torch.device("cuda"), fp16) == TORCH
     with pytest.raises(SettingError, match="computes on the CPU, not on cuda"):
@@ -150,11 +161,12 @@ def test_which_one_is_taken(monkeypatch):
     with pytest.raises(SettingError, match="computes in float32, bfloat16"):
         choose_backend(OPENVINO, CPU, fp16)
     monkeypatch.setenv(backends.ENVIRONMENT, "tensorrt")
-    with pytest.raises(SettingError, match="no backend 'tensorrt'; one of auto, torch, openvino"):
+    with pytest.raises(SettingError, match="no backend 'tensorrt'; one of auto, torch, openvino, onnx"):
         choose_backend("auto", CPU, fp32)
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
-    with pytest.raises(SettingError, match=r"pip install 'napari-peka\[openvino\]'"):
-        choose_backend(OPENVINO, CPU, fp32)
+    for name in (OPENVINO, ONNX):
+        with pytest.raises(SettingError, match=rf"pip install 'napari-peka\[{name}\]'"):
+            choose_backend(name, CPU, fp32)
 
 
 @pytest.mark.parametrize("config", [OPENVINO], indirect=True)
@@ -186,6 +198,18 @@ print(run.function(torch.ones(2, 3, 4, 4).numpy()).shape)
     )
     assert told.stdout.strip() == "(2, 48)"
     assert not [path for path in home.rglob("*") if path.is_file()]
+
+
+def test_an_encoder_that_an_engine_does_not_know_is_refused_in_one_sentence(config, tmp_path):
+    class Unusual(torch.nn.Module):
+        def forward(self, images):
+            return torch.linalg.svd(images.mean(1)).S
+
+    with pytest.raises(SettingError, match=f"{config.backend} cannot run this encoder .*; choose the backend torch$"):
+        backends.compiled(
+            Unusual().eval(), config.backend, px=4, dtype=torch.float32, digest="unusual", folder=tmp_path
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_doctor_times_every_backend_and_says_which_to_choose(bundle_folder, monkeypatch, tmp_path, capsys):

@@ -52,8 +52,9 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     """Return what runs the encoder.
 
     ``"auto"``: what ``$NAPARI_PEKA_BACKEND`` names; else OpenVINO on a CPU where it is installed, which was faster than
-    PyTorch with the encoder that was measured (``docs/performance.md``); else PyTorch. It never depends on a
-    measurement of the moment, so that an interrupted run goes on with the same numbers.
+    PyTorch with each encoder that was measured (``docs/performance.md``); else PyTorch. It never depends on a
+    measurement of the moment: what computes a result is known before anything is loaded, and an interrupted run goes on
+    with the same numbers, on another machine too. ``napari-peka doctor --speed`` measures, and a person chooses.
 
     Raises
     ------
@@ -108,10 +109,20 @@ def compiled(
         What the encoder computes.
     folder
         Where what was compiled is kept: of the same encoder it is taken again.
+
+    Raises
+    ------
+    SettingError
+        If the engine does not know one of the encoder's layers.
     """
     said = f"{backend} {_versions(backend)} torch {torch.__version__} {digest} {px} {dtype}"
     key = hashlib.sha256(said.encode()).hexdigest()[:16]
-    return Compiled(ENGINES[backend].compile(encoder, px, dtype, folder / f"{backend}-{key}"))
+    try:
+        run = ENGINES[backend].compile(encoder, px, dtype, folder / f"{backend}-{key}")
+    except Exception as e:  # an encoder of unusual layers; each engine has errors of its own
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise SettingError(f"{backend} cannot run this encoder ({reason}); choose the backend {TORCH}") from e
+    return Compiled(run)
 
 
 class Compiled(nn.Module):

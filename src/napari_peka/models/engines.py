@@ -194,6 +194,8 @@ def _trace_quietly() -> None:
     warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
     for said in ("You are using the legacy TorchScript-based ONNX export", "The feature will be removed"):
         warnings.filterwarnings("ignore", said, DeprecationWarning)
+    # of layers that normalise their own weights, as some ResNets' do
+    warnings.filterwarnings("ignore", "ONNX export mode is set to TrainingMode.EVAL", UserWarning)
 
 
 def _is_small(encoder: nn.Module) -> bool:

@@ -143,16 +143,17 @@ def speeds(model: Model, *, device: str = "auto", seconds: float = ENOUGH_S, pro
     progress.stage("timing", len(wanted))
     runs: list[Speed] = []
     exact: npt.NDArray[np.float16] | None = None
+    forward: Forward | None
     for backend, precision in wanted:
         try:
             forward = load_forward(model, PredictConfig(device=device, precision=precision, backend=backend))
+            rate, loading, embeddings = _timed(forward, tiles, seconds, progress)
         except SettingError as e:
             runs.append(Speed(backend, precision, why=str(e)))
         else:
-            rate, loading, embeddings = _timed(forward, tiles, seconds, progress)
             exact = embeddings if exact is None else exact
             runs.append(Speed(backend, precision, round(rate, 2), round(loading, 2), _pcc(embeddings, exact)))
-            del forward
+        forward = None  # one encoder in memory at a time
         progress.advance()
     names = {dtype: name for name, dtype in PRECISIONS.items()}
     return Speeds(model.name, str(on), runs, (choose_backend("auto", on, auto), names[auto]), busy)
