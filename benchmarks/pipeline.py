@@ -242,7 +242,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--backend", default="auto")
-    parser.add_argument("--against", choices=["torch", "openvino"])
+    parser.add_argument("--against", choices=["torch", "openvino", "onnx"])
     parser.add_argument("--readers", type=int)
     parser.add_argument("--stride-px", type=int)
     parser.add_argument("--rounds", type=int, default=3)

@@ -209,7 +209,7 @@ def predict(
     mpp: Mpp = None,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    backend: Annotated[str, typer.Option(help="What runs the encoder: auto, torch or openvino.")] = "auto",
+    backend: Annotated[str, typer.Option(help="What runs the encoder: auto, torch, openvino or onnx.")] = "auto",
     batch_size: Annotated[int | None, typer.Option(help="Tiles a forward pass.")] = None,
     stride_px: Annotated[
         int | None,
@@ -354,10 +354,26 @@ def models(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    speed: Annotated[
+        bool,
+        typer.Option("--speed", help="Time a model by each backend in each number format; say which to choose."),
+    ] = False,
+    model: Annotated[str, typer.Option(help="With --speed: whose encoder is timed.")] = "demo",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
     """Say what this machine can do, with the mend for what it cannot."""
     from napari_peka.doctor import as_text, examine
 
+    if speed:
+        from napari_peka.console import console_progress, speeds_text
+        from napari_peka.workflows.speed import speeds
+
+        with console_progress("doctor") as progress:
+            found = speeds(_model(model), device=device, progress=progress)
+        write_result(found.as_dict(), as_json, speeds_text(found))
+        return
     checks = examine(_model)
     write_result(checks, as_json, as_text(checks))
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from napari_peka.core.errors import SettingError, near_names
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Backend = Literal["auto", "torch", "openvino"]
+Backend = Literal["auto", "torch", "openvino", "onnx"]
 AdapterKind = Literal["none", "bone", "bat", "lora", "adalora", "hra", "dora", "full"]
 Unit = Literal["log1p CP10K", "log2(1+CP10K)", "log1p counts"]
 Device = Annotated[str, Field(pattern=r"^(auto|(cpu|cuda|mps)(:\d+)?)$", description="auto, cpu, cuda, cuda:1 or mps")]

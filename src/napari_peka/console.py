@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -17,6 +17,9 @@ from rich.table import Column
 
 from napari_peka.core.files import bytes_text
 from napari_peka.core.progress import JobProgress, human_time
+
+if TYPE_CHECKING:
+    from napari_peka.workflows.speed import Speeds
 
 #: seconds between the first lines in a log file; the pause doubles up to the longest, so that a night is a page
 LOG_EVERY_S, LOG_AT_MOST_S = 10.0, 600.0
@@ -155,6 +158,24 @@ def estimate_text(entries: list[dict[str, Any]]) -> str:
         lines += [f"  takes about {bytes_text(e['result_bytes'])} of disk"] if e["tiles_left"] else []
         lines += [f"  in the way: {e['why']}"] if e["why"] else []
     return "\n".join(lines)
+
+
+def speeds_text(found: Speeds) -> str:
+    """Return what ``doctor --speed`` measured, for a person: a row each, and what to choose."""
+    exact = found.runs[0].tiles_per_second or 1.0
+    head = f"{'backend':<10} {'precision':<10} {'tiles/s':>8} {'speed':>7} {'PCC':>8} {'load':>7}"
+    lines = [f"{found.model} on {found.device}", head]
+    for r in found.runs:
+        how = f"{r.backend:<10} {r.precision:<10}"
+        if r.tiles_per_second is None or r.pcc is None or r.loading_s is None:
+            lines.append(f"{how} {r.why}")
+            continue
+        speed = f"{r.tiles_per_second / exact:.2f}×"
+        lines.append(f"{how} {r.tiles_per_second:>8.2f} {speed:>7} {r.pcc:>8.5f} {r.loading_s:>5.1f} s")
+    lines += [found.warning] if found.warning else []
+    backend, precision = found.choose.backend, found.choose.precision
+    taken = "; auto takes it" if (backend, precision) == found.auto else f"; auto takes {' '.join(found.auto)}"
+    return "\n".join([*lines, f"choose: --backend {backend} --precision {precision}{taken}"])
 
 
 def rows(data: dict[str, Any], indent: str = "") -> Iterator[str]:

@@ -29,14 +29,14 @@ _NAMES = {
     TILES: re.compile(r".*-[0-9a-f]{16}\.zarr", re.DOTALL),
     EMBEDDINGS: re.compile(r".*-[0-9a-f]{16}\.safetensors", re.DOTALL),
     IMAGES: re.compile(r"[0-9a-f]{32}\.png"),
-    COMPILED: re.compile(r"[a-z]+-[0-9a-f]{16}-[0-9a-f]{8}\.[a-z]+"),
+    COMPILED: re.compile(r"[a-z]+-[0-9a-f]{16}(-[0-9a-f]{8})?\.[a-z]+"),
 }
 #: what a killed run left half-written
 _UNFINISHED = {
     TILES: re.compile(r"\.[0-9a-f]{8}\..*-[0-9a-f]{16}\.zarr", re.DOTALL),
     EMBEDDINGS: re.compile(r"\..*-[0-9a-f]{16}\.safetensors\.[0-9a-f]{8}\.tmp", re.DOTALL),
     IMAGES: re.compile(r"\.[0-9a-f]{32}\.png\.[0-9a-f]{8}\.tmp"),
-    COMPILED: re.compile(r"\.[a-z]+-[0-9a-f]{16}-[0-9a-f]{8}\.[a-z]+\.[0-9a-f]{8}\.tmp"),
+    COMPILED: re.compile(r"\.[a-z]+-[0-9a-f]{16}(-[0-9a-f]{8})?\.[a-z]+\.[0-9a-f]{8}\.tmp"),
 }
 _DAY_S = 86_400.0
 #: days after which nobody is still writing something unfinished

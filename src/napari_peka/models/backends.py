@@ -8,44 +8,22 @@ than a small slide.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import sys
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
-from napari_peka.core import files
 from napari_peka.core.errors import SettingError
+from napari_peka.models.engines import Run, onnx_run, openvino_run
 
 ENVIRONMENT = "NAPARI_PEKA_BACKEND"
-TORCH, OPENVINO = "torch", "openvino"
-#: images that one stream of an engine computes together: more gain nothing on a CPU
-AT_ONCE = 4
-
-
-class Run(NamedTuple):
-    """What an engine made of an encoder.
-
-    Parameters
-    ----------
-    function
-        float32 ``(b, 3, px, px)`` to ``(b, d)``.
-    images
-        How many images it takes to keep the machine busy: a stop is heard between two passes of so many.
-    """
-
-    function: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
-    images: int
+TORCH, OPENVINO, ONNX = "torch", "openvino", "onnx"
 
 
 class Engine(NamedTuple):
@@ -74,8 +52,9 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     """Return what runs the encoder.
 
     ``"auto"``: what ``$NAPARI_PEKA_BACKEND`` names; else OpenVINO on a CPU where it is installed, which was faster than
-    PyTorch with the encoder that was measured (``docs/performance.md``); else PyTorch. It never depends on a
-    measurement of the moment, so that an interrupted run goes on with the same numbers.
+    PyTorch with each encoder that was measured (``docs/performance.md``); else PyTorch. It never depends on a
+    measurement of the moment: what computes a result is known before anything is loaded, and an interrupted run goes on
+    with the same numbers, on another machine too. ``napari-peka doctor --speed`` measures, and a person chooses.
 
     Raises
     ------
@@ -130,10 +109,20 @@ def compiled(
         What the encoder computes.
     folder
         Where what was compiled is kept: of the same encoder it is taken again.
+
+    Raises
+    ------
+    SettingError
+        If the engine does not know one of the encoder's layers.
     """
-    said = f"{backend} {_version(backend)} torch {torch.__version__} {digest} {px} {dtype}"
+    said = f"{backend} {_versions(backend)} torch {torch.__version__} {digest} {px} {dtype}"
     key = hashlib.sha256(said.encode()).hexdigest()[:16]
-    return Compiled(ENGINES[backend].compile(encoder, px, dtype, folder / f"{backend}-{key}"))
+    try:
+        run = ENGINES[backend].compile(encoder, px, dtype, folder / f"{backend}-{key}")
+    except Exception as e:  # an encoder of unusual layers; each engine has errors of its own
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise SettingError(f"{backend} cannot run this encoder ({reason}); choose the backend {TORCH}") from e
+    return Compiled(run)
 
 
 class Compiled(nn.Module):
@@ -161,79 +150,15 @@ class _Pass(nn.Module):
         return torch.from_numpy(self._function(images.contiguous().numpy()))
 
 
-# -- OpenVINO --------------------------------------------------------------------------------------------------------
-
-#: bytes of weights beyond which what was compiled is not kept: reading it would take as long as compiling
-_MOST_KEPT = 2 << 30
-
-
-def import_openvino() -> Any:
-    """Return the package openvino, without the telemetry that it would send when it is imported and when it converts.
-
-    Its own stand-in for a telemetry package that is not installed is used.
-    """
-    if "openvino" in sys.modules:
-        return sys.modules["openvino"]
-    name = "openvino_telemetry"
-    before = sys.modules.get(name)
-    sys.modules[name] = None  # type: ignore[assignment]  # cannot be imported
-    try:
-        import openvino
-    finally:
-        del sys.modules[name]
-        if before is not None:
-            sys.modules[name] = before
-    return openvino
-
-
-def _openvino_run(encoder: nn.Module, px: int, dtype: torch.dtype, place: Path) -> Run:
-    ov = import_openvino()
-    core = ov.Core()
-    options: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "THROUGHPUT",  # a few streams, each of few threads
-    }
-    machine = hashlib.sha256(str(core.get_property("CPU", "FULL_DEVICE_NAME")).encode()).hexdigest()[:8]
-    kept = place.with_name(f"{place.name}-{machine}.blob")
-    program = _kept_program(core, kept, options)
-    if program is None:
-        # of shapes that become constants, which they are; catch_warnings would not do in a thread
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        model = ov.convert_model(encoder, example_input=torch.zeros(2, 3, px, px), input=[-1, 3, px, px])
-        program = core.compile_model(model, "CPU", options)
-        if sum(w.numel() * w.element_size() for w in encoder.parameters()) < _MOST_KEPT:
-            files.write_whole(kept, program.export_model().getvalue())
-    streams = int(program.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-    requests = ov.AsyncInferQueue(program, streams)
-
-    def function(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        done: dict[int, npt.NDArray[np.float32]] = {}
-        requests.set_callback(lambda request, at: done.__setitem__(at, request.get_output_tensor(0).data.copy()))
-        for at in range(0, len(images), AT_ONCE):
-            requests.start_async([images[at : at + AT_ONCE]], at, share_inputs=True)
-        requests.wait_all()
-        return np.concatenate([done[at] for at in sorted(done)])
-
-    return Run(function, streams * AT_ONCE)
-
-
-def _kept_program(core: Any, path: Path, options: dict[str, Any]) -> Any:
-    """Return what was compiled before, or None where it is not there or of another kind of processor."""
-    try:
-        kept = path.read_bytes()
-        program = core.import_model(io.BytesIO(kept), "CPU", options)
-    except (OSError, RuntimeError):
-        return None
-    with suppress(OSError):  # what was used last goes last from the cache
-        os.utime(path)
-    return program
-
-
-def _version(backend: str) -> str:
-    return " ".join(version(package) for package in ENGINES[backend].needs)
+def _versions(backend: str) -> str:
+    found = []
+    for package in ENGINES[backend].needs:
+        with suppress(PackageNotFoundError):  # it goes by other names too, such as onnxruntime-gpu
+            found.append(f"{package} {version(package)}")
+    return " ".join(found)
 
 
 ENGINES = {
-    OPENVINO: Engine(("openvino",), "openvino", (torch.float32, torch.bfloat16), _openvino_run),
+    OPENVINO: Engine(("openvino",), "openvino", (torch.float32, torch.bfloat16), openvino_run),
+    ONNX: Engine(("onnxruntime", "onnx"), "onnx", (torch.float32,), onnx_run),
 }
