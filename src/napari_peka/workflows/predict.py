@@ -265,8 +265,9 @@ def load_forward(model: Model, config: PredictConfig | None = None, *, offline: 
     import torch
 
     from napari_peka.infer.forward import Forward
-    from napari_peka.models.backends import AT_ONCE, TORCH, choose_backend, compiled
+    from napari_peka.models.backends import TORCH, choose_backend, compiled
     from napari_peka.models.encoder import choose_device, choose_precision
+    from napari_peka.models.engines import AT_ONCE
     from napari_peka.models.student import build_student
 
     config = config or PredictConfig()
