@@ -92,8 +92,8 @@ __all__ = [
     "evaluate",
     "find_tissue", "fit_affine", "gene_set_score", "gene_table", "known_genes", "load_forward", "load_model",
     "open_crew", "open_slide", "plan_tiles", "predict", "predict_many", "read_gene_sets", "read_prediction",
-    "read_regions", "read_report", "read_section", "read_sections", "refit", "region_table", "regions_by_name", "sample_section",
-    "sample_sections", "sample_slide", "train", "with_model", "write_map",
+    "read_regions", "read_report", "read_section", "read_sections", "refit", "region_table", "regions_by_name",
+    "sample_section", "sample_sections", "sample_slide", "train", "with_model", "write_map",
 ]  # fmt: skip
 
 
