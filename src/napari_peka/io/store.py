@@ -8,6 +8,7 @@ stops a run (cancel, kill, full disk, power) costs at most the blocks in flight.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -242,7 +243,9 @@ class RunStore:
         self.path, self.tiles, self.head, self.record = path, tiles, head, record
         self.n_dims = head.embedding_dims
         self.partial = path.with_name(path.name + ".partial")
-        self.blocks = BlockFiles(self.partial / "blocks", self.n_dims)
+        # a worker of a run that was given up may still write: never where another run looks for blocks
+        run = hashlib.sha256(json.dumps(record["identity"], sort_keys=True).encode()).hexdigest()[:8]
+        self.blocks = BlockFiles(self.partial / f"blocks-{run}", self.n_dims)
         self._overwrite = overwrite
         self._lock: Any = None
 
