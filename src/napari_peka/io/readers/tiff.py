@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,8 +69,8 @@ class TiffReader(SegmentedReader):
 
         self._identity = _identity(path.stat())
         self._pool: Pool[Any] = Pool(self._open)
-        self._usual: dict[int, int | None] = {}
-        self._usual_lock = threading.Lock()
+        self._streams: dict[int, jpeg.Streams] = {}
+        self._streams_lock = threading.Lock()
         try:
             with tifffile.TiffFile(path) as tif:
                 self._describe(tif)
@@ -212,7 +212,7 @@ class TiffReader(SegmentedReader):
             raise ValueError(f"the file ends {n - len(data)} bytes early")
         return data
 
-    def _segment(self, level: int, index: int) -> np.ndarray[Any, Any] | None:
+    def _segment(self, level: int, index: int, shrink: int = 1) -> np.ndarray[Any, Any] | None:
         page = self._pages[level]
         k = page.keyframe
         n = page.databytecounts[index]
@@ -221,36 +221,28 @@ class TiffReader(SegmentedReader):
         data = self._bytes(page.dataoffsets[index], n)
         if k.compression in _LENIENT and _HOLE in data:
             raise ValueError("its data have a hole of zeros")
-        tables = page.jpegtables
         if k.compression in _JPEG and k.jpegheader is None:
-            jpeg.check_structure(data)
-            usual = self._usual_remainder(level)
-            if usual is not None:
-                # tiles that bring tables of their own differ by the size of those
-                slack = 16 if tables and len(tables) > 4 else 512
-                if (jpeg.remainder(jpeg.whole(data, tables)) or 0) > usual + slack:
-                    raise jpeg.DamagedJPEG("its JPEG data are damaged: some are left over")
-        kwargs = {"jpegtables": tables} if k.jpegheader is None else {"jpegheader": k.jpegheader}
-        if k.compression not in (6, 7, 34892, 33007):
-            kwargs = {}
+            return self._streams_of(level).decode(data, index, shrink)
+        return self._decoded(page, data, index)
+
+    @staticmethod
+    def _decoded(page: Any, data: bytes, index: int) -> np.ndarray[Any, Any]:
+        k = page.keyframe
+        kwargs = {}
+        if k.compression in _OWN_COLOURS:
+            kwargs = {"jpegtables": page.jpegtables} if k.jpegheader is None else {"jpegheader": k.jpegheader}
         pixels, _, shape = k.decode(data, index, **kwargs)
-        if pixels is None:
-            return None
         return np.asarray(pixels).reshape(-1, *np.shape(pixels)[-2:])[: shape[1]]
 
-    def _usual_remainder(self, level: int) -> int | None:
-        """Return :func:`jpeg.remainder` of healthy tiles; None if that parser takes none: not all dialects suit."""
-        with self._usual_lock:
-            if level not in self._usual:
+    def _streams_of(self, level: int) -> jpeg.Streams:
+        with self._streams_lock:
+            if level not in self._streams:
                 page = self._pages[level]
                 used = [i for i, n in enumerate(page.databytecounts) if n]
-                found = []
-                for i in used[:: max(1, len(used) // 5)][:5]:
-                    data = self._bytes(page.dataoffsets[i], page.databytecounts[i])
-                    with suppress(jpeg.DamagedJPEG):
-                        found.append(jpeg.remainder(jpeg.whole(data, page.jpegtables)))
-                self._usual[level] = min((n for n in found if n is not None), default=None)
-            return self._usual[level]
+                some = used[:: max(1, len(used) // 5)][:5]
+                samples = {i: self._bytes(page.dataoffsets[i], page.databytecounts[i]) for i in some}
+                self._streams[level] = jpeg.Streams(samples, page.jpegtables, partial(self._decoded, page))
+            return self._streams[level]
 
     def _colours(self, pixels: np.ndarray[Any, Any], k: Any) -> UInt8Array:
         """Turn a segment's samples, ``(h, w, samples)``, into RGB."""
