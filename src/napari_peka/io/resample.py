@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,11 @@ from napari_peka.io.readers.base import UInt8Array
 
 #: pixels of a level that are in memory at once
 BAND_PX = 32_000_000
+#: a level that was decoded smaller serves a result coarser than itself by this at least: what is nearer would be
+#: interpolated between its sharp pixels, and come out blurred in one place and not in another
+_COARSER = 2.0
+#: turns means of pixels into what antialiased resampling makes of those: each takes a part of its neighbours
+_SOFTEN_PX = 0.1
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class Source:
         is a copy of the one before.
     full_width
         Whether the level is stored in whole rows; then a large box is read in bands, else in squares.
+    soften
+        Whether the level is sharper than one that is resampled from a finer one: its pixels are means of theirs.
     """
 
     read: Callable[[int, int, int, int, int], UInt8Array]
@@ -40,6 +47,7 @@ class Source:
     shape: tuple[int, int]
     covers: tuple[float, float]
     full_width: bool = False
+    soften: bool = False
 
     def region(self, y0: int, x0: int, y1: int, x1: int) -> UInt8Array:
         """Return rows `y0` to `y1` and columns `x0` to `x1`, uint8 ``(y1 - y0, x1 - x0, 3)``."""
@@ -74,7 +82,9 @@ def resample(
     uint8 ``(*shape, 3)``
     """
     y0, x0, y1, x1 = (_tidy(v) for v in box)
-    if (y1 - y0, x1 - x0) == shape and y0 == int(y0) and x0 == int(x0):
+    if _on_pixels(y0, x0, y1, x1, shape=shape):
+        if source.soften:
+            return _softened(source, (int(y0), int(x0), int(y1), int(x1)), rim)
         return source.region(int(y0), int(x0), int(y1), int(x1))
     step_y, step_x = (y1 - y0) / shape[0], (x1 - x0) / shape[1]
     rows, cols = _portion(shape, (step_y, step_x), source.full_width)
@@ -87,6 +97,55 @@ def resample(
             part = (y0 + row * step_y, x0 + col * step_x, y0 + low * step_y, x0 + right * step_x)
             out[row:low, col:right] = _resize(source, part, (low - row, right - col), rim)
     return out
+
+
+def shrink_for(shrinks: Sequence[int], box: tuple[float, float, float, float], shape: tuple[int, int]) -> int:
+    """Return how much smaller a level may be decoded: it then gives what resampling the whole level gives.
+
+    @BOUND@
+
+    Parameters
+    ----------
+    shrinks
+        What the level's sides can be divided by.
+    box
+        What is wanted, in pixels of the whole level.
+    shape
+        Height and width of the result.
+    """
+    step = min((box[2] - box[0]) / shape[0], (box[3] - box[1]) / shape[1])
+    coarser = [n for n in shrinks if step / n >= _COARSER]
+    if coarser:
+        return max(coarser)
+    return next((n for n in shrinks if _on_pixels(*(_tidy(v / n) for v in box), shape=shape)), 1)
+
+
+def _on_pixels(y0: float, x0: float, y1: float, x1: float, *, shape: tuple[int, int]) -> bool:
+    """Return whether the pixels of a box are those of the result."""
+    return (y1 - y0, x1 - x0) == shape and y0 == int(y0) and x0 == int(x0)
+
+
+def _softened(source: Source, box: tuple[int, int, int, int], rim: bool) -> UInt8Array:
+    from PIL import Image, ImageFilter
+
+    pixels, top, left = _around(source, box, (1, 1), rim)
+    y0, x0, y1, x1 = box
+    softened = np.asarray(Image.fromarray(pixels).filter(ImageFilter.BoxBlur(_SOFTEN_PX)))
+    return softened[y0 - top : y1 - top, x0 - left : x1 - left]
+
+
+def _around(
+    source: Source, box: tuple[float, float, float, float], pads: tuple[int, int], rim: bool
+) -> tuple[UInt8Array, int, int]:
+    """Return a box with `pads` pixels more on each side (y, x), and its first row and column."""
+    y0, x0, y1, x1 = box
+    top, left = math.floor(y0) - pads[0], math.floor(x0) - pads[1]
+    low, right = math.ceil(y1) + pads[0], math.ceil(x1) + pads[1]
+    if not rim:
+        top, left = max(top, 0), max(left, 0)
+        low = min(low, max(source.shape[0], math.ceil(source.covers[0] - 1e-9)))
+        right = min(right, max(source.shape[1], math.ceil(source.covers[1] - 1e-9)))
+    return source.region(top, left, low, right), top, left
 
 
 def _portion(shape: tuple[int, int], steps: tuple[float, float], full_width: bool) -> tuple[int, int]:
@@ -110,13 +169,7 @@ def _resize(source: Source, box: tuple[float, float, float, float], shape: tuple
     # pixels outside the box weigh in, so that neighbouring blocks meet without a seam
     pad_y = math.ceil(max(1.0, (y1 - y0) / shape[0])) + 1
     pad_x = math.ceil(max(1.0, (x1 - x0) / shape[1])) + 1
-    top, left = math.floor(y0) - pad_y, math.floor(x0) - pad_x
-    low, right = math.ceil(y1) + pad_y, math.ceil(x1) + pad_x
-    if not rim:
-        top, left = max(top, 0), max(left, 0)
-        low = min(low, max(source.shape[0], math.ceil(source.covers[0] - 1e-9)))
-        right = min(right, max(source.shape[1], math.ceil(source.covers[1] - 1e-9)))
-    pixels = source.region(top, left, low, right)
+    pixels, top, left = _around(source, box, (pad_y, pad_x), rim)
     image = Image.fromarray(pixels)
     # bilinear: a triangle as wide as two pixels of the result, so it antialiases; it does not ring
     resized = image.resize(

@@ -61,8 +61,8 @@ class Streams:
 
     Attributes
     ----------
-    shrinks
-        Parts of the size that `decode` gives at once; none in a dialect that only `slow` knows.
+    quick
+        Whether `decode` is as fast as `slow`, and can shrink; not in a dialect that only the latter knows.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Streams:
         self._zeros_tell = not any(zeros and not self._too_much(left) for left, zeros in seen)
         self._colours = "RGB"
         self._prefix = self._agreeing(samples)
-        self.shrinks = () if self._prefix is None else SHRINKS
+        self.quick = self._prefix is not None
 
     def _agreeing(self, samples: Mapping[int, bytes]) -> bytes | None:
         """Return what to put before a stream so that the quick decoder gives the slow one's pixels; None: nothing."""
