@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +27,12 @@ OnBlock = Callable[[Block, npt.NDArray[np.float16], npt.NDArray[np.bool_]], None
 
 #: blocks decoded and waiting: two keep the model fed, more only cost memory (9.6 MB each at 64 tiles of 224 px)
 READ_AHEAD = 2
+#: threads that read at most, and bytes of decoded blocks that they may hold, where more are begun for a slow disk
+MOST_READERS, IN_FLIGHT = 16, 256 << 20
+#: reading waits for a disk while the processor works for less than this share of it
+_WAITING = 1 / 3
+#: the model starves when it waits for a block for more than this share of the time that it computes one
+_STARVING = 0.1
 #: bytes of a block's tiles that are cut as it is read. More, as tiles that overlap widely have, are cut by the batch:
 #: 64 tiles of 896 px are 154 MB, the image that they are cut from is 18 MB
 CUT_AHEAD = 64 << 20
@@ -181,6 +187,13 @@ class _Read:
     ok: npt.NDArray[np.bool_] | None = None
     error: BaseException | None = None
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that reading it takes: while its tiles are cut, the image that they are cut from is there too."""
+        assert self.tiles is not None
+        return self.tiles.image.nbytes if isinstance(self.tiles, Uncut) else 2 * self.tiles.nbytes
 
 
 class _Costs:
@@ -204,6 +217,7 @@ def embed(
     on_block: OnBlock,
     *,
     readers: int = 1,
+    more_readers: bool = False,
     progress: Progress = NULL,
 ) -> None:
     """Embed every block of `schedule`; reading overlaps computing.
@@ -212,6 +226,9 @@ def embed(
     not be decoded) and ``read_ok (n,)``. A block is always computed from its own tiles alone, so its numbers do not
     depend on the order in which blocks were done. `progress` hears what a tile takes to read (by one reader) and to
     compute.
+
+    `readers` threads read. With `more_readers` others are begun while the model waits for blocks that wait for a disk;
+    none where reading is limited by the processor, which they would only take from the model.
 
     Raises
     ------
@@ -223,18 +240,21 @@ def embed(
     forward.brake.asked = lambda: getattr(progress, "cancelled", False) is True
     waiting: queue.Queue[_Read | None] = queue.Queue(maxsize=READ_AHEAD)
     stop = threading.Event()
-    threads = [
-        threading.Thread(
-            target=_reader, args=(slide, tiles, schedule, waiting, stop), name=f"peka-read-{i}", daemon=True
-        )
-        for i in range(readers)
-    ]
-    for t in threads:
-        t.start()
+    threads: list[threading.Thread] = []
+
+    def start(n: int) -> int:
+        for i in range(len(threads), len(threads) + n):
+            args = (slide, tiles, schedule, waiting, stop)
+            threads.append(threading.Thread(target=_reader, args=args, name=f"peka-read-{i}", daemon=True))
+            threads[-1].start()
+        return max(n, 0)
+
     try:
-        running = len(threads)
+        running, since, largest = start(readers), 0, 0
         while running:
+            asked = perf_counter()
             item = waiting.get()
+            waited = perf_counter() - asked
             if item is None:
                 running -= 1
                 continue
@@ -244,7 +264,14 @@ def embed(
             assert item.ok is not None
             began = perf_counter()
             embeddings = _embed_readable(forward, item.tiles, item.ok)
-            cost = costs.add(len(item.block), item.seconds, perf_counter() - began)
+            computing = perf_counter() - began
+            cost = costs.add(len(item.block), item.seconds, computing)
+            since, largest = since + 1, max(largest, item.nbytes)
+            # the first block of a new reader is always waited for
+            starving = since > len(threads) and waited > _STARVING * computing
+            if more_readers and starving and item.cpu_seconds < _WAITING * item.seconds:
+                most = min(MOST_READERS, IN_FLIGHT // largest - READ_AHEAD)
+                running, since = running + start(min(2 * len(threads), most) - len(threads)), 0
             on_block(item.block, embeddings, item.ok)
             progress.advance(len(item.block), **cost)
     finally:
@@ -287,9 +314,9 @@ def _reader(
 
     while not stop.is_set() and (block := schedule.take()) is not None:
         try:
-            began = perf_counter()
+            began, worked = perf_counter(), thread_time()
             item = _read(slide, tiles, block)
-            item.seconds = perf_counter() - began
+            item.seconds, item.cpu_seconds = perf_counter() - began, thread_time() - worked
             put(item)
         except BaseException as e:  # noqa: BLE001 - raised again in the caller's thread
             put(_Read(block, error=e))

@@ -309,7 +309,10 @@ def _embed(
     progress.stage("loading the model")
     _ = forward.module
     progress.stage("predicting", len(tiles), done=len(tiles) - schedule.tiles_left)
-    embed(slide, tiles, forward, schedule, keep, readers=readers_of(config, forward), progress=progress)
+    embed(
+        slide, tiles, forward, schedule, keep,
+        readers=readers_of(config, forward), more_readers=config.readers is None, progress=progress,
+    )  # fmt: skip
 
 
 @contextmanager
