@@ -83,9 +83,8 @@ def resample(
     """
     y0, x0, y1, x1 = (_tidy(v) for v in box)
     if _on_pixels(y0, x0, y1, x1, shape=shape):
-        if source.soften:
-            return _softened(source, (int(y0), int(x0), int(y1), int(x1)), rim)
-        return source.region(int(y0), int(x0), int(y1), int(x1))
+        pixels = source.region(int(y0), int(x0), int(y1), int(x1))
+        return _softened(pixels) if source.soften else pixels
     step_y, step_x = (y1 - y0) / shape[0], (x1 - x0) / shape[1]
     rows, cols = _portion(shape, (step_y, step_x), source.full_width)
     if rows >= shape[0] and cols >= shape[1]:
@@ -115,8 +114,7 @@ def shrink_for(shrinks: Sequence[int], box: tuple[float, float, float, float], s
         Height and width of the result.
     """
     step = min((box[2] - box[0]) / shape[0], (box[3] - box[1]) / shape[1])
-    coarser = [n for n in shrinks if step / n >= _COARSER]
-    if coarser:
+    if coarser := [n for n in shrinks if step / n >= _COARSER - 1e-9]:
         return max(coarser)
     return next((n for n in shrinks if _on_pixels(*(_tidy(v / n) for v in box), shape=shape)), 1)
 
@@ -126,27 +124,11 @@ def _on_pixels(y0: float, x0: float, y1: float, x1: float, *, shape: tuple[int, 
     return (y1 - y0, x1 - x0) == shape and y0 == int(y0) and x0 == int(x0)
 
 
-def _softened(source: Source, box: tuple[int, int, int, int], rim: bool) -> UInt8Array:
+def _softened(pixels: UInt8Array) -> UInt8Array:
     from PIL import Image, ImageFilter
 
-    pixels, top, left = _around(source, box, (1, 1), rim)
-    y0, x0, y1, x1 = box
-    softened = np.asarray(Image.fromarray(pixels).filter(ImageFilter.BoxBlur(_SOFTEN_PX)))
-    return softened[y0 - top : y1 - top, x0 - left : x1 - left]
-
-
-def _around(
-    source: Source, box: tuple[float, float, float, float], pads: tuple[int, int], rim: bool
-) -> tuple[UInt8Array, int, int]:
-    """Return a box with `pads` pixels more on each side (y, x), and its first row and column."""
-    y0, x0, y1, x1 = box
-    top, left = math.floor(y0) - pads[0], math.floor(x0) - pads[1]
-    low, right = math.ceil(y1) + pads[0], math.ceil(x1) + pads[1]
-    if not rim:
-        top, left = max(top, 0), max(left, 0)
-        low = min(low, max(source.shape[0], math.ceil(source.covers[0] - 1e-9)))
-        right = min(right, max(source.shape[1], math.ceil(source.covers[1] - 1e-9)))
-    return source.region(top, left, low, right), top, left
+    # the rim's neighbours outside of the box, a tenth of its values, are not worth decoding another row of tiles
+    return np.asarray(Image.fromarray(pixels).filter(ImageFilter.BoxBlur(_SOFTEN_PX)))
 
 
 def _portion(shape: tuple[int, int], steps: tuple[float, float], full_width: bool) -> tuple[int, int]:
@@ -170,7 +152,13 @@ def _resize(source: Source, box: tuple[float, float, float, float], shape: tuple
     # pixels outside the box weigh in, so that neighbouring blocks meet without a seam
     pad_y = math.ceil(max(1.0, (y1 - y0) / shape[0])) + 1
     pad_x = math.ceil(max(1.0, (x1 - x0) / shape[1])) + 1
-    pixels, top, left = _around(source, box, (pad_y, pad_x), rim)
+    top, left = math.floor(y0) - pad_y, math.floor(x0) - pad_x
+    low, right = math.ceil(y1) + pad_y, math.ceil(x1) + pad_x
+    if not rim:
+        top, left = max(top, 0), max(left, 0)
+        low = min(low, max(source.shape[0], math.ceil(source.covers[0] - 1e-9)))
+        right = min(right, max(source.shape[1], math.ceil(source.covers[1] - 1e-9)))
+    pixels = source.region(top, left, low, right)
     image = Image.fromarray(pixels)
     # bilinear: a triangle as wide as two pixels of the result, so it antialiases; it does not ring
     resized = image.resize(

@@ -77,7 +77,7 @@ class Streams:
         seen = []
         for data in samples.values():
             with suppress(DamagedJPEG):
-                seen.append((remainder(whole(data, tables)), _zeros_in(data)))
+                seen.append((remainder(whole(data, tables)), data.find(_ZEROS, _first_scan(data)) >= 0))
         self._usual = min((left for left, _ in seen if left is not None), default=None)
         # tables made for one picture may code it by zeros
         self._zeros_tell = not any(zeros and not self._too_much(left) for left, zeros in seen)
@@ -113,11 +113,11 @@ class Streams:
         DamagedJPEG
             If damage is noticed.
         """
-        check_structure(data)
+        scan = check_structure(data)
         if self._prefix is None:
             self._check_remainder(data)
             return self._slow(data, number)
-        if self._zeros_tell and _zeros_in(data):
+        if self._zeros_tell and data.find(_ZEROS, scan) >= 0:
             self._check_remainder(data)
         return self._quick(data, self._prefix, shrink)
 
@@ -149,12 +149,13 @@ def _size(stream: bytes) -> tuple[int, int]:
     return height, width
 
 
-def _zeros_in(data: bytes) -> bool:
-    return data.find(_ZEROS, _first_scan(data)) >= 0
+def check_structure(data: bytes) -> int:
+    """Look for an end marker, for markers where none can be and for lost restart markers; quick, finds little.
 
-
-def check_structure(data: bytes) -> None:
-    """Look for an end marker, for markers where none can be and for lost restart markers; quick, finds about half.
+    Returns
+    -------
+    int
+        Where the entropy-coded data begin.
 
     Raises
     ------
@@ -174,6 +175,7 @@ def check_structure(data: bytes) -> None:
     restarts = [m[0][1] & 7 for m in _RESTART.finditer(data, scan, stop)]
     if any(n != i & 7 for i, n in enumerate(restarts)):
         raise DamagedJPEG("its JPEG data are damaged: a part between two restart markers is lost")
+    return scan
 
 
 def _first_scan(data: bytes) -> int:
