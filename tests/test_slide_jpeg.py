@@ -149,9 +149,9 @@ def test_edges_of_tiles_and_slide(tmp_path: Path, shrink: int, tile: tuple[int, 
     with by_tifffile(tmp_path / "a.tif") as slide:
         reader = slide._reader()
         h, w = -(-603 // shrink), -(-701 // shrink)
-        got = reader.read_shrunk(shrink, 0, 0, 0, h, w).astype(int)
+        got = reader.read_shrunk(0, 0, 0, h, w, shrink).astype(int)
         full = reader.read(0, 0, 0, 603, 701)
-        pieces = [reader.read_shrunk(shrink, 0, y, 0, 1, w) for y in range(h)]
+        pieces = [reader.read_shrunk(0, y, 0, 1, w, shrink) for y in range(h)]
     np.testing.assert_array_equal(np.concatenate(pieces), got)
     want = np.asarray(Image.fromarray(full).reduce(shrink))
     assert np.abs(got - want).max() <= 4

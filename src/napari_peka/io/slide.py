@@ -198,11 +198,11 @@ class Slide:
     ) -> UInt8Array:
         y0, x0, y1, x1 = max(y, 0), max(x, 0), min(y + h, shape[0]), min(x + w, shape[1])
         if (y0, x0, y1, x1) == (y, x, y + h, x + w) and h > 0 and w > 0:
-            return self._read(shrink, level, y, x, h, w)
+            return self._read(level, y, x, h, w, shrink)
         out = np.empty((h, w, 3), np.uint8)
         out[:] = self.background
         if y1 > y0 and x1 > x0:
-            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._read(shrink, level, y0, x0, y1 - y0, x1 - x0)
+            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._read(level, y0, x0, y1 - y0, x1 - x0, shrink)
         return out
 
     def read_block(self, rect: Rect, mpp: float | None = None) -> UInt8Array:
@@ -309,12 +309,12 @@ class Slide:
                 self._pixels = fastest(self._readers)
             return self._pixels
 
-    def _read(self, shrink: int, level: int, y: int, x: int, h: int, w: int) -> UInt8Array:
+    def _read(self, level: int, y: int, x: int, h: int, w: int, shrink: int = 1) -> UInt8Array:
         reader = self._reader()
         for attempt in range(2):
             try:
                 if shrink > 1:
-                    return reader.read_shrunk(shrink, level, y, x, h, w)
+                    return reader.read_shrunk(level, y, x, h, w, shrink)
                 return reader.read(level, y, x, h, w)
             except MemoryError:
                 raise

@@ -219,7 +219,7 @@ class Reader(ABC):
         """Return the whole parts of a level's size at which it can be decoded for less than the whole takes."""
         return ()
 
-    def read_shrunk(self, shrink: int, level: int, y: int, x: int, h: int, w: int) -> UInt8Array:
+    def read_shrunk(self, level: int, y: int, x: int, h: int, w: int, shrink: int) -> UInt8Array:
         """Return uint8 ``(h, w, 3)`` of a level whose sides are divided by one of `shrinks`, rounded up.
 
         A pixel is about the mean of those that it stands for, as of a level that a scanner writes. The rectangle is in
@@ -271,9 +271,9 @@ class SegmentedReader(Reader):
 
     def read(self, level: int, y: int, x: int, h: int, w: int) -> UInt8Array:
         """Return uint8 ``(h, w, 3)`` put together from segments."""
-        return self.read_shrunk(1, level, y, x, h, w)
+        return self.read_shrunk(level, y, x, h, w, 1)
 
-    def read_shrunk(self, shrink: int, level: int, y: int, x: int, h: int, w: int) -> UInt8Array:
+    def read_shrunk(self, level: int, y: int, x: int, h: int, w: int, shrink: int) -> UInt8Array:
         """Return uint8 ``(h, w, 3)`` put together from segments that are decoded smaller."""
         sh, sw = (n // shrink for n in self.grids[level])
         out = np.empty((h, w, 3), np.uint8)
