@@ -119,6 +119,18 @@ def test_holes_anywhere(flat: Path, tmp_path: Path, n: int, least: float) -> Non
     assert np.mean(noticed) >= least
 
 
+def test_a_tile_that_claims_all_memory(flat: Path, tmp_path: Path) -> None:
+    """Its header is damaged: 60,000 × 60,000 px would be decoded, in grey."""
+    with tifffile.TiffFile(flat) as tif:
+        at = tif.pages[0].dataoffsets[6]
+    data = bytearray(flat.read_bytes())
+    frame = data.index(b"\xff\xc0", at)
+    data[frame + 5 : frame + 9] = (60_000).to_bytes(2, "big") * 2
+    (tmp_path / "d.tif").write_bytes(data)
+    with by_tifffile(tmp_path / "d.tif") as slide, pytest.raises(Undecodable, match="claim 60,000 × 60,000 px"):
+        slide.read_level(0, 256, 256, 10, 10)
+
+
 # -- decoded smaller ----------------------------------------------------------------------------------------------
 
 

@@ -191,9 +191,7 @@ class TiffReader(SegmentedReader):
         """Return what decodes tiles of one row; those that lie together in the file are fetched by one read."""
         page = self._pages[level]
         parts = {col: self._index(level, row, col) for col in cols}
-        fetched = (
-            {} if self._in_one_piece(page) or page.keyframe.planarconfig == 2 else self._fetch(page, parts.values())
-        )
+        fetched = self._fetch(page, parts.values())
         return {col: partial(self.decode, level, row, col, shrink, fetched.get(i)) for col, i in parts.items()}
 
     def decode(self, level: int, row: int, col: int, shrink: int = 1, data: bytes | None = None) -> UInt8Array:
@@ -312,7 +310,9 @@ class TiffReader(SegmentedReader):
                 used = [i for i, n in enumerate(page.databytecounts) if n]
                 some = used[:: max(1, len(used) // 5)][:5]
                 samples = {i: self._bytes(page.dataoffsets[i], page.databytecounts[i]) for i in some}
-                self._streams[level] = jpeg.Streams(samples, page.jpegtables, partial(self._decoded, page))
+                self._streams[level] = jpeg.Streams(
+                    samples, page.jpegtables, math.prod(self.grids[level]), partial(self._decoded, page)
+                )
             return self._streams[level]
 
     def _colours(self, pixels: np.ndarray[Any, Any], k: Any) -> UInt8Array:
