@@ -147,7 +147,7 @@ def walk(slide: Slide, model, config: PredictConfig, forward: Forward, n: int) -
     stages: Counter = Counter()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as patches:
         for owner, name, stage in (
-            (Slide, "read_block", "read"), (Slide, "read_level", "decode"), (Block, "cut", "cut"),
+            (Slide, "read_block", "read"), (Slide, "_read", "decode"), (Block, "cut", "cut"),
             (Forward, "_pass", "forward"), (RunStore, "write_block", "write"), (RunStore, "finish", "finish"),
             (walk_module, "plan_tiles", "tissue and plan"), (engine, "embed", "embed"),
             (queue.Queue, "put", "reader_wait"), (queue.Queue, "get", "wait"),
