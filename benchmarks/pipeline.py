@@ -50,6 +50,7 @@ from napari_peka.infer.schedule import Schedule
 from napari_peka.io.sample import sample_slide
 from napari_peka.io.slide import Slide
 from napari_peka.io.store import RunStore
+from napari_peka.io.tiles import read_tiles
 from napari_peka.workflows import predict as walk_module
 from napari_peka.workflows.predict import plan_tiles, readers_of
 
@@ -97,7 +98,7 @@ def measure(args: argparse.Namespace) -> dict:
     loading = perf_counter() - began
     with peka.open_slide(args.slide, mpp=args.mpp) as slide:
         tiles = plan_tiles(slide, model, config)
-        images = np.concatenate([engine.read_tiles(slide, tiles, b)[0] for b in tiles.blocks()[:16]])
+        images = np.concatenate([read_tiles(slide, tiles, b)[0] for b in tiles.blocks()[:16]])
         n = len(tiles)
         images = np.concatenate([images] * (1 + n // len(images)))[:n]
         forward(images[: forward.batch_size])  # the first pass allocates
@@ -150,7 +151,7 @@ def walk(slide: Slide, model, config: PredictConfig, forward: Forward, n: int) -
     stages: Counter = Counter()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as patches:
         for owner, name, stage in (
-            (Slide, "read_block", "read"), (Slide, "read_level", "decode"), (Block, "cut", "cut"),
+            (Slide, "read_block", "read"), (Slide, "_read", "decode"), (Block, "cut", "cut"),
             (Forward, "_pass", "forward"), (RunStore, "write_block", "write"), (RunStore, "finish", "finish"),
             (walk_module, "plan_tiles", "tissue and plan"), (engine, "embed", "embed"),
             (queue.Queue, "put", "reader_wait"), (queue.Queue, "get", "wait"),

@@ -413,16 +413,16 @@ def test_tissue_is_looked_for_under_the_tile_and_not_around_it(tmp_path):
 
 
 def test_wide_tiles_are_cut_by_the_batch_and_give_the_same(slide, tmp_path, monkeypatch):
-    from napari_peka.infer import engine
+    from napari_peka.infer import read_ahead
 
     model, _ = made(tmp_path, views=(1.0, 4.0))
     bad = Scratched(slide, 300, 300, 10, 10)  # one block of four is read tile by tile
     ahead = peka.predict(bad, model, config=CONFIG)
     assert 0 < ahead.n_unreadable < 120
     cut = []
-    real = engine.Uncut.__getitem__
-    monkeypatch.setattr(engine.Uncut, "__getitem__", lambda self, rows: cut.append(rows) or real(self, rows))
-    monkeypatch.setattr(engine, "CUT_AHEAD", 0)
+    real = read_ahead.Uncut.__getitem__
+    monkeypatch.setattr(read_ahead.Uncut, "__getitem__", lambda self, rows: cut.append(rows) or real(self, rows))
+    monkeypatch.setattr(read_ahead, "CUT_AHEAD", 0)
     by_batch = peka.predict(bad, model, config=CONFIG)
     assert cut
     np.testing.assert_array_equal(ahead.embeddings, by_batch.embeddings)

@@ -284,7 +284,7 @@ def test_napari_asks_before_a_running_job_is_closed(viewer, predict, slowly, qtb
 
 def test_what_is_looked_at_comes_first(viewer, predict, qtbot, tiny_model, tissue_tiff, monkeypatch):
     """The view is that of the real canvas: a block that would come last comes first, and the work follows the view."""
-    from napari_peka.infer import engine
+    from napari_peka.infer import read_ahead
     from napari_peka.infer.forward import Forward
     from napari_peka.infer.schedule import Schedule, coarse_to_fine
     from napari_peka.workflows.predict import plan_tiles
@@ -328,7 +328,7 @@ def test_what_is_looked_at_comes_first(viewer, predict, qtbot, tiny_model, tissu
     assert predict.panel.error.isHidden(), predict.panel.error.text()
     assert taken[0] == first.index
     # before it: the block in work, those read ahead and the one in the reader's hands
-    assert taken.index(second.index) <= engine.READ_AHEAD + 2
+    assert taken.index(second.index) <= read_ahead.READ_AHEAD + 2
 
 
 def test_the_map_may_be_removed_mid_run(viewer, predict, slowly, qtbot):

@@ -204,7 +204,7 @@ def test_a_damaged_tile_is_decoded_twice_and_no_more(damaged: Slide, monkeypatch
         with pytest.raises(Undecodable):
             damaged.read_level(0, 300 + y, 300, 10, 10)
     damaged.read_level(0, 0, 0, 10, 10)
-    assert calls == [(0, 0, 0), (0, 2, 2), (0, 2, 2)], "what is sound stays in the cache"
+    assert [c[:3] for c in calls] == [(0, 0, 0), (0, 2, 2), (0, 2, 2)], "what is sound stays in the cache"
 
 
 def _counted(target: object, name: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple]:

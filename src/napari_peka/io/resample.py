@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,11 @@ from napari_peka.io.readers.base import UInt8Array
 
 #: pixels of a level that are in memory at once
 BAND_PX = 32_000_000
+#: a level that was decoded smaller serves a result coarser than itself by this at least: what is nearer would be
+#: interpolated between its sharp pixels, and come out blurred in one place and not in another
+_COARSER = 2.0
+#: turns means of pixels into what antialiased resampling makes of those: each takes a part of its neighbours
+_SOFTEN_PX = 0.1
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class Source:
         is a copy of the one before.
     full_width
         Whether the level is stored in whole rows; then a large box is read in bands, else in squares.
+    soften
+        Whether the level is sharper than one that is resampled from a finer one: its pixels are means of theirs.
     """
 
     read: Callable[[int, int, int, int, int], UInt8Array]
@@ -40,6 +47,7 @@ class Source:
     shape: tuple[int, int]
     covers: tuple[float, float]
     full_width: bool = False
+    soften: bool = False
 
     def region(self, y0: int, x0: int, y1: int, x1: int) -> UInt8Array:
         """Return rows `y0` to `y1` and columns `x0` to `x1`, uint8 ``(y1 - y0, x1 - x0, 3)``."""
@@ -74,8 +82,9 @@ def resample(
     uint8 ``(*shape, 3)``
     """
     y0, x0, y1, x1 = (_tidy(v) for v in box)
-    if (y1 - y0, x1 - x0) == shape and y0 == int(y0) and x0 == int(x0):
-        return source.region(int(y0), int(x0), int(y1), int(x1))
+    if _on_pixels(y0, x0, y1, x1, shape=shape):
+        pixels = source.region(int(y0), int(x0), int(y1), int(x1))
+        return _softened(pixels) if source.soften else pixels
     step_y, step_x = (y1 - y0) / shape[0], (x1 - x0) / shape[1]
     rows, cols = _portion(shape, (step_y, step_x), source.full_width)
     if rows >= shape[0] and cols >= shape[1]:
@@ -87,6 +96,39 @@ def resample(
             part = (y0 + row * step_y, x0 + col * step_x, y0 + low * step_y, x0 + right * step_x)
             out[row:low, col:right] = _resize(source, part, (low - row, right - col), rim)
     return out
+
+
+def shrink_for(shrinks: Sequence[int], box: tuple[float, float, float, float], shape: tuple[int, int]) -> int:
+    """Return how much smaller a level may be decoded: it then gives what resampling the whole level gives.
+
+    Within rounding and a little sharpness: on four real slides the mean of grey values differs by 0.04 to 1.5, their
+    99th percentile by 1 to 8. Where 1 is returned it would be more.
+
+    Parameters
+    ----------
+    shrinks
+        What the level's sides can be divided by.
+    box
+        What is wanted, in pixels of the whole level.
+    shape
+        Height and width of the result.
+    """
+    step = min((box[2] - box[0]) / shape[0], (box[3] - box[1]) / shape[1])
+    if coarser := [n for n in shrinks if step / n >= _COARSER - 1e-9]:
+        return max(coarser)
+    return next((n for n in shrinks if _on_pixels(*(_tidy(v / n) for v in box), shape=shape)), 1)
+
+
+def _on_pixels(y0: float, x0: float, y1: float, x1: float, *, shape: tuple[int, int]) -> bool:
+    """Return whether the pixels of a box are those of the result."""
+    return (y1 - y0, x1 - x0) == shape and y0 == int(y0) and x0 == int(x0)
+
+
+def _softened(pixels: UInt8Array) -> UInt8Array:
+    from PIL import Image, ImageFilter
+
+    # the rim's neighbours outside of the box, a tenth of its values, are not worth decoding another row of tiles
+    return np.asarray(Image.fromarray(pixels).filter(ImageFilter.BoxBlur(_SOFTEN_PX)))
 
 
 def _portion(shape: tuple[int, int], steps: tuple[float, float], full_width: bool) -> tuple[int, int]:

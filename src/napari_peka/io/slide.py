@@ -10,7 +10,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from napari_peka.io.fingerprint import fingerprint
 from napari_peka.io.lazy import LazyLevel, levels_of
 from napari_peka.io.readers.base import Claim, KnownDamage, Reader, UInt8Array
 from napari_peka.io.readers.choose import candidates, fastest
-from napari_peka.io.resample import Source, filled, in_parts, resample
+from napari_peka.io.resample import Source, filled, in_parts, resample, shrink_for
 
 #: µm per pixel that a microscope's scan can have
 PLAUSIBLE_MPP = (0.1, 2.0)
@@ -191,20 +191,25 @@ class Slide:
         Undecodable
             If a part of it cannot be decoded, not even with a fresh handle.
         """
-        lh, lw = self.level_shapes[level]
-        y0, x0, y1, x1 = max(y, 0), max(x, 0), min(y + h, lh), min(x + w, lw)
+        return self._read_within(1, self.level_shapes[level], level, y, x, h, w)
+
+    def _read_within(
+        self, shrink: int, shape: tuple[int, int], level: int, y: int, x: int, h: int, w: int
+    ) -> UInt8Array:
+        y0, x0, y1, x1 = max(y, 0), max(x, 0), min(y + h, shape[0]), min(x + w, shape[1])
         if (y0, x0, y1, x1) == (y, x, y + h, x + w) and h > 0 and w > 0:
-            return self._read(level, y, x, h, w)
+            return self._read(level, y, x, h, w, shrink)
         out = np.empty((h, w, 3), np.uint8)
         out[:] = self.background
         if y1 > y0 and x1 > x0:
-            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._read(level, y0, x0, y1 - y0, x1 - x0)
+            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._read(level, y0, x0, y1 - y0, x1 - x0, shrink)
         return out
 
     def read_block(self, rect: Rect, mpp: float | None = None) -> UInt8Array:
         """Return a rectangle at any resolution; its edges are the edges of the result.
 
-        Read from the coarsest level that is not coarser than asked, then resampled with antialiasing.
+        Read from the coarsest level that is not coarser than asked, then resampled with antialiasing. Tiles that can be
+        decoded smaller for less are, where that comes out the same within a grey value or two.
 
         Parameters
         ----------
@@ -286,8 +291,12 @@ class Slide:
         level = max(fits, key=lambda i: self.downsamples[i], default=0)
         fy, fx = self._factors[level]
         box = (rect.y / fy, rect.x / fx, rect.y1 / fy, rect.x1 / fx)
-        covers = self.shape[0] / fy, self.shape[1] / fx
-        source = Source(self.read_level, level, self.level_shapes[level], covers, self.full_width(level))
+        shrink = shrink_for(self._reader().shrinks(level), box, shape)
+        box = (box[0] / shrink, box[1] / shrink, box[2] / shrink, box[3] / shrink)
+        covers = self.shape[0] / fy / shrink, self.shape[1] / fx / shrink
+        h, w = (-(-n // shrink) for n in self.level_shapes[level])
+        read = self.read_level if shrink == 1 else partial(self._read_within, shrink, (h, w))
+        source = Source(read, level, (h, w), covers, self.full_width(level), soften=shrink > 1)
         return resample(source, box, shape, rim=rim)
 
     def full_width(self, level: int) -> bool:
@@ -300,10 +309,12 @@ class Slide:
                 self._pixels = fastest(self._readers)
             return self._pixels
 
-    def _read(self, level: int, y: int, x: int, h: int, w: int) -> UInt8Array:
+    def _read(self, level: int, y: int, x: int, h: int, w: int, shrink: int = 1) -> UInt8Array:
         reader = self._reader()
         for attempt in range(2):
             try:
+                if shrink > 1:
+                    return reader.read_shrunk(level, y, x, h, w, shrink)
                 return reader.read(level, y, x, h, w)
             except MemoryError:
                 raise

@@ -130,7 +130,10 @@ def work(item: Item) -> Done:
 
     costs = _Costs()
     schedule, readers = Schedule(blocks, there), readers_of(item.config, forward)
-    embed(slide, item.tiles, forward, schedule, keep, readers=readers, progress=costs)
+    embed(
+        slide, item.tiles, forward, schedule, keep, readers=readers, more_readers=item.config.readers is None,
+        progress=costs,
+    )  # fmt: skip
     return Done(len(item.tiles), len(blocks) - len(there), perf_counter() - began, costs.last)
 
 

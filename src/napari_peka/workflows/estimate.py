@@ -270,7 +270,7 @@ def _pass(images: Iterator[npt.NDArray[np.uint8]], forward: Forward, size: int) 
 
 def _read(slide: Slide, table: TileTable, block: Block) -> npt.NDArray[np.uint8] | None:
     """Return a block's tiles as they are cut; None where none could be decoded."""
-    from napari_peka.infer.engine import CUT_AHEAD
+    from napari_peka.infer.read_ahead import CUT_AHEAD
     from napari_peka.io.tiles import read_tiles
 
     size = table.spec.size_px

@@ -329,7 +329,7 @@ def _embed(growing: Growing, forward: Forward | CrewForward, progress: Progress)
     progress.stage("predicting", len(tiles), done=len(tiles) - schedule.tiles_left)
     embed(
         growing.slide, tiles, forward, schedule, growing.keep, on_part=growing.show_part,
-        readers=readers_of(growing.config, forward), progress=progress,
+        readers=readers_of(growing.config, forward), more_readers=growing.config.readers is None, progress=progress,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,8 @@ WHITE = (255, 255, 255)
 #: names the MiB of decoded parts that one open slide keeps in memory
 MEMORY_ENVIRONMENT = "NAPARI_PEKA_SLIDE_MEMORY"
 _MEMORY_MIB = 128
+#: segments of a row whose bytes may be fetched at once: they are in memory together
+_TOGETHER = 32
 #: a segment that decodes to more cannot be read piecewise
 MAX_SEGMENT_BYTES = 4 << 30
 
@@ -133,6 +135,10 @@ class SegmentCache:
         self._making: dict[Hashable, threading.Lock] = {}
         self._lock = threading.Lock()
 
+    def __contains__(self, key: Hashable) -> bool:
+        with self._lock:
+            return key in self._items
+
     def get(self, key: Hashable, make: Callable[[], UInt8Array]) -> UInt8Array:
         """Return the segment of that key, decoding it by ``make()`` when it is not kept."""
         with self._lock:
@@ -186,8 +192,6 @@ class Reader(ABC):
         Names of the images beside the slide (label, macro, thumbnail).
     warnings
         What a person should know, a sentence each.
-    surest
-        Whether this reader notices damage that others would pass as pixels; it is then preferred to a faster one.
     """
 
     #: how the reader is called in messages
@@ -201,11 +205,27 @@ class Reader(ABC):
         self.background: tuple[int, int, int] = WHITE
         self.associated: tuple[str, ...] = ()
         self.warnings: list[str] = []
-        self.surest = False
+
+    @property
+    def surest(self) -> bool:
+        """Whether this reader notices damage that others would pass as pixels; it is then preferred to a faster one."""
+        return False
 
     @abstractmethod
     def read(self, level: int, y: int, x: int, h: int, w: int) -> UInt8Array:
         """Return uint8 ``(h, w, 3)``; the rectangle lies inside the level. Any exception: not decodable."""
+
+    def shrinks(self, level: int) -> tuple[int, ...]:
+        """Return the whole parts of a level's size at which it can be decoded for less than the whole takes."""
+        return ()
+
+    def read_shrunk(self, level: int, y: int, x: int, h: int, w: int, shrink: int) -> UInt8Array:
+        """Return uint8 ``(h, w, 3)`` of a level whose sides are divided by one of `shrinks`, rounded up.
+
+        A pixel is about the mean of those that it stands for, as of a level that a scanner writes. The rectangle is in
+        pixels of the smaller level and lies inside.
+        """
+        raise NotImplementedError
 
     def associated_image(self, name: str) -> UInt8Array:
         """Return an image beside the slide, uint8 ``(h, w, 3)``."""
@@ -242,32 +262,53 @@ class SegmentedReader(Reader):
     def decode(self, level: int, row: int, col: int) -> UInt8Array:
         """Return a segment, uint8 ``(h, w, 3)``; at the lower and right edge it may be larger than needed."""
 
+    def decoders(self, level: int, row: int, cols: Sequence[int], shrink: int) -> dict[int, Callable[[], UInt8Array]]:
+        """Return what decodes segments of one row, by column; a reader may fetch their bytes together for that.
+
+        `shrink` is 1, or one of :meth:`Reader.shrinks`.
+        """
+        return {col: partial(self.decode, level, row, col) for col in cols}
+
     def read(self, level: int, y: int, x: int, h: int, w: int) -> UInt8Array:
         """Return uint8 ``(h, w, 3)`` put together from segments."""
-        sh, sw = self.grids[level]
+        return self.read_shrunk(level, y, x, h, w, 1)
+
+    def read_shrunk(self, level: int, y: int, x: int, h: int, w: int, shrink: int) -> UInt8Array:
+        """Return uint8 ``(h, w, 3)`` put together from segments that are decoded smaller."""
+        sh, sw = (n // shrink for n in self.grids[level])
         out = np.empty((h, w, 3), np.uint8)
+        first, stop = x // sw, (x + w - 1) // sw + 1
         for row in range(y // sh, (y + h - 1) // sh + 1):
-            for col in range(x // sw, (x + w - 1) // sw + 1):
-                tile = self.cache.get((level, row, col), partial(self._decode, level, row, col))
-                y0, x0 = max(y, row * sh), max(x, col * sw)
-                y1, x1 = min(y + h, (row + 1) * sh), min(x + w, (col + 1) * sw)
-                part = tile[y0 - row * sh : y1 - row * sh, x0 - col * sw : x1 - col * sw]
-                if part.shape[:2] != (y1 - y0, x1 - x0):
-                    raise ValueError(f"segment ({row}, {col}) is {tile.shape[:2]} px, too small")
-                out[y0 - y : y1 - y, x0 - x : x1 - x] = part
+            for start in range(first, stop, _TOGETHER):
+                cols = range(start, min(start + _TOGETHER, stop))
+                missing = [col for col in cols if (level, row, col, shrink) not in self.cache]
+                decoders = self.decoders(level, row, missing, shrink)
+                for col in cols:
+                    decode = decoders.get(col) or partial(self._alone, level, row, col, shrink)
+                    make = partial(self._decode, decode, (level, row, col))
+                    tile = self.cache.get((level, row, col, shrink), make)
+                    y0, x0 = max(y, row * sh), max(x, col * sw)
+                    y1, x1 = min(y + h, (row + 1) * sh), min(x + w, (col + 1) * sw)
+                    part = tile[y0 - row * sh : y1 - row * sh, x0 - col * sw : x1 - col * sw]
+                    if part.shape[:2] != (y1 - y0, x1 - x0):
+                        raise ValueError(f"segment ({row}, {col}) is {tile.shape[:2]} px, too small")
+                    out[y0 - y : y1 - y, x0 - x : x1 - x] = part
         return out
 
-    def _decode(self, *key: int) -> UInt8Array:
+    def _alone(self, level: int, row: int, col: int, shrink: int) -> UInt8Array:
+        """Decode a segment that another thread has pushed out of the cache just now."""
+        return self.decoders(level, row, [col], shrink)[col]()
+
+    def _decode(self, decode: Callable[[], UInt8Array], key: tuple[int, int, int]) -> UInt8Array:
         """Decode a segment, unless that has failed twice: one that is large would be tried for every tile in it."""
-        level, row, col = key
-        if self._failures[level, row, col] > 1:
-            raise KnownDamage(f"segment ({row}, {col}) is damaged")
+        if self._failures[key] > 1:
+            raise KnownDamage(f"segment {key[1:]} is damaged")
         try:
-            return self.decode(level, row, col)
+            return decode()
         except (OSError, MemoryError):  # the drive's or the machine's fault, which may pass
             raise
         except Exception:
-            self._failures[level, row, col] += 1
+            self._failures[key] += 1
             raise
 
     def full_width(self, level: int) -> bool:

@@ -11,11 +11,10 @@ import numpy as np
 
 from napari_peka.core.errors import SlideError
 from napari_peka.io.readers.base import Reader, Refused, Truncated, UInt8Array, Unsuitable
+from napari_peka.io.readers.jpeg import AGREE
 
 #: side of the probe's blocks
 _PROBE_PX = 384
-#: decoders of one JPEG may differ by rounding, mean of grey values
-_AGREE = 2.0
 
 
 def _openslide(path: Path) -> Reader:
@@ -125,7 +124,7 @@ def fastest(readers: list[Reader]) -> Reader:
     good = [judge]
     for rival in able[1:]:
         pairs = [(a, b) for (a, _), (b, _) in zip(seen[judge], seen[rival]) if a is not None and b is not None]
-        if pairs and all(np.abs(a.astype(np.int16) - b).mean() <= _AGREE for a, b in pairs):
+        if pairs and all(np.abs(a.astype(np.int16) - b).mean() <= AGREE for a, b in pairs):
             good.append(rival)
     good = [r for r in good if r.surest] or good
     # only blocks that all decoded are timed: a refusal is quick

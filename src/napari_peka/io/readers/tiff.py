@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import threading
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +46,8 @@ _CHECKED = {8, 32946, 50000}
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 #: height of the bands by which uncompressed images in one piece are read
 _BAND = 256
+#: parts that lie at most so many bytes from each other are fetched by one read, of at most so many
+_GAP, _RUN = 32 << 10, 4 << 20
 
 
 class TiffReader(SegmentedReader):
@@ -69,8 +72,8 @@ class TiffReader(SegmentedReader):
 
         self._identity = _identity(path.stat())
         self._pool: Pool[Any] = Pool(self._open)
-        self._usual: dict[int, int | None] = {}
-        self._usual_lock = threading.Lock()
+        self._streams: dict[int, jpeg.Streams] = {}
+        self._streams_lock = threading.Lock()
         try:
             with tifffile.TiffFile(path) as tif:
                 self._describe(tif)
@@ -103,10 +106,17 @@ class TiffReader(SegmentedReader):
             "tiff",
         )
         self.level_shapes = [(int(p.imagelength), int(p.imagewidth)) for p in self._pages]
-        self.surest = int(self._pages[0].keyframe.compression) in _CHECKED | _LENIENT
         self._check_pages(self.path.stat().st_size)
         self.grids = [self._grid(p) for p in self._pages]
         self.claims = claims_of(tif, self._pages[0], tif.series.index(base))
+
+    @property
+    def surest(self) -> bool:
+        """Whether damage is noticed that libtiff passes; of JPEG it is where that costs nothing."""
+        k = self._pages[0].keyframe
+        if k.compression in _JPEG and k.jpegheader is None:
+            return self._streams_of(0).quick
+        return int(k.compression) in _CHECKED | _LENIENT
 
     def _check_axes(self, series: Any) -> None:
         level = series.levels[0]
@@ -167,25 +177,82 @@ class TiffReader(SegmentedReader):
             return min(_BAND, int(k.imagelength)), int(k.imagewidth)
         return min(int(k.rowsperstrip), int(k.imagelength)), int(k.imagewidth)
 
-    def decode(self, level: int, row: int, col: int) -> UInt8Array:
-        """Return tile, strip or band of rows, uint8 ``(h, w, 3)``."""
+    def shrinks(self, level: int) -> tuple[int, ...]:
+        """Return the parts of the size at which libjpeg decodes this level's tiles."""
+        page = self._pages[level]
+        k = page.keyframe
+        if not (k.is_tiled and k.compression in _JPEG and k.jpegheader is None and k.planarconfig == 1):
+            return ()
+        if not self._streams_of(level).quick:
+            return ()
+        return tuple(n for n in jpeg.SHRINKS if all(side % n == 0 for side in self.grids[level]))
+
+    def decoders(self, level: int, row: int, cols: Sequence[int], shrink: int) -> dict[int, Callable[[], UInt8Array]]:
+        """Return what decodes tiles of one row; those that lie together in the file are fetched by one read."""
+        page = self._pages[level]
+        parts = {col: self._index(level, row, col) for col in cols}
+        fetched = self._fetch(page, parts.values())
+        return {col: partial(self.decode, level, row, col, shrink, fetched.get(i)) for col, i in parts.items()}
+
+    def decode(self, level: int, row: int, col: int, shrink: int = 1, data: bytes | None = None) -> UInt8Array:
+        """Return tile, strip or band of rows, uint8 ``(h, w, 3)``; `data` are its bytes where they were fetched."""
         page = self._pages[level]
         k = page.keyframe
         sh, sw = self.grids[level]
-        if page.is_contiguous and not k.is_tiled and k.planarconfig == 1:
-            raw = self._rows(page, row * sh, min(sh, self.level_shapes[level][0] - row * sh))
+        height, width = self.level_shapes[level]
+        if self._in_one_piece(page):
+            raw = self._rows(page, row * sh, min(sh, height - row * sh))
             return self._colours(raw, k)
-        cols = -(-self.level_shapes[level][1] // sw)
-        rows = -(-self.level_shapes[level][0] // sh)
-        index = row * cols + col
+        valid = min(sh, height - row * sh), min(sw, width - col * sw)
+        if shrink > 1 and valid != (sh, sw):
+            # what a tile holds beyond the slide's edge is no part of the picture: it would mix into its last pixels
+            from PIL import Image
+
+            whole = self.decode(level, row, col, 1, data)[: valid[0], : valid[1]]
+            return np.asarray(Image.fromarray(whole).reduce(shrink))
+        index = self._index(level, row, col)
         if k.planarconfig == 2 and k.samplesperpixel > 1:
-            planes = [self._segment(level, s * rows * cols + index) for s in range(k.samplesperpixel)]
+            plane = math.prod(self._counts(level))
+            planes = [self._segment(level, s * plane + index) for s in range(k.samplesperpixel)]
             if any(p is None for p in planes):
                 return np.full((sh, sw, 3), self.background, np.uint8)
             return self._colours(np.concatenate([p for p in planes if p is not None], axis=2), k)
-        segment = self._segment(level, index)
-        # a segment of no bytes is the format's way to say that nothing was scanned there
-        return np.full((sh, sw, 3), self.background, np.uint8) if segment is None else self._colours(segment, k)
+        segment = self._segment(level, index, shrink, data)
+        if segment is None:  # no bytes are the format's way to say that nothing was scanned there
+            return np.full((sh // shrink, sw // shrink, 3), self.background, np.uint8)
+        return self._colours(segment, k)
+
+    def _counts(self, level: int) -> tuple[int, int]:
+        (height, width), (sh, sw) = self.level_shapes[level], self.grids[level]
+        return -(-height // sh), -(-width // sw)
+
+    def _index(self, level: int, row: int, col: int) -> int:
+        return row * self._counts(level)[1] + col
+
+    @staticmethod
+    def _in_one_piece(page: Any) -> bool:
+        k = page.keyframe
+        return bool(page.is_contiguous and not k.is_tiled and k.planarconfig == 1)
+
+    def _fetch(self, page: Any, indices: Iterable[int]) -> dict[int, bytes]:
+        """Read parts that lie together in the file at once; returns the bytes of those, by their number."""
+        fetched: dict[int, bytes] = {}
+        if self._in_one_piece(page) or page.keyframe.planarconfig == 2:
+            return fetched
+        runs: list[list[tuple[int, int, int]]] = []
+        end = 0
+        for at, n, i in sorted((page.dataoffsets[i], n, i) for i in indices if (n := page.databytecounts[i])):
+            if runs and at - end <= _GAP and at + n - runs[-1][0][0] <= _RUN:
+                runs[-1].append((at, n, i))
+            else:
+                runs.append([(at, n, i)])
+            end = max(end, at + n)
+        for run in runs:
+            if len(run) > 1:
+                start = run[0][0]
+                data = self._bytes(start, max(at + n for at, n, _ in run) - start)
+                fetched |= {i: data[at - start : at - start + n] for at, n, i in run}
+        return fetched
 
     def _rows(self, page: Any, start: int, n: int) -> np.ndarray[Any, Any]:
         k = page.keyframe
@@ -212,45 +279,41 @@ class TiffReader(SegmentedReader):
             raise ValueError(f"the file ends {n - len(data)} bytes early")
         return data
 
-    def _segment(self, level: int, index: int) -> np.ndarray[Any, Any] | None:
+    def _segment(
+        self, level: int, index: int, shrink: int = 1, data: bytes | None = None
+    ) -> np.ndarray[Any, Any] | None:
         page = self._pages[level]
         k = page.keyframe
         n = page.databytecounts[index]
         if n == 0:
             return None
-        data = self._bytes(page.dataoffsets[index], n)
+        data = data or self._bytes(page.dataoffsets[index], n)
         if k.compression in _LENIENT and _HOLE in data:
             raise ValueError("its data have a hole of zeros")
-        tables = page.jpegtables
         if k.compression in _JPEG and k.jpegheader is None:
-            jpeg.check_structure(data)
-            usual = self._usual_remainder(level)
-            if usual is not None:
-                # tiles that bring tables of their own differ by the size of those
-                slack = 16 if tables and len(tables) > 4 else 512
-                if (jpeg.remainder(jpeg.whole(data, tables)) or 0) > usual + slack:
-                    raise jpeg.DamagedJPEG("its JPEG data are damaged: some are left over")
-        kwargs = {"jpegtables": tables} if k.jpegheader is None else {"jpegheader": k.jpegheader}
-        if k.compression not in (6, 7, 34892, 33007):
-            kwargs = {}
+            return self._streams_of(level).decode(data, index, shrink)
+        return self._decoded(page, data, index)
+
+    @staticmethod
+    def _decoded(page: Any, data: bytes, index: int) -> np.ndarray[Any, Any]:
+        k = page.keyframe
+        kwargs = {}
+        if k.compression in _OWN_COLOURS:
+            kwargs = {"jpegtables": page.jpegtables} if k.jpegheader is None else {"jpegheader": k.jpegheader}
         pixels, _, shape = k.decode(data, index, **kwargs)
-        if pixels is None:
-            return None
         return np.asarray(pixels).reshape(-1, *np.shape(pixels)[-2:])[: shape[1]]
 
-    def _usual_remainder(self, level: int) -> int | None:
-        """Return :func:`jpeg.remainder` of healthy tiles; None if that parser takes none: not all dialects suit."""
-        with self._usual_lock:
-            if level not in self._usual:
+    def _streams_of(self, level: int) -> jpeg.Streams:
+        with self._streams_lock:
+            if level not in self._streams:
                 page = self._pages[level]
                 used = [i for i, n in enumerate(page.databytecounts) if n]
-                found = []
-                for i in used[:: max(1, len(used) // 5)][:5]:
-                    data = self._bytes(page.dataoffsets[i], page.databytecounts[i])
-                    with suppress(jpeg.DamagedJPEG):
-                        found.append(jpeg.remainder(jpeg.whole(data, page.jpegtables)))
-                self._usual[level] = min((n for n in found if n is not None), default=None)
-            return self._usual[level]
+                some = used[:: max(1, len(used) // 5)][:5]
+                samples = {i: self._bytes(page.dataoffsets[i], page.databytecounts[i]) for i in some}
+                self._streams[level] = jpeg.Streams(
+                    samples, page.jpegtables, math.prod(self.grids[level]), partial(self._decoded, page)
+                )
+            return self._streams[level]
 
     def _colours(self, pixels: np.ndarray[Any, Any], k: Any) -> UInt8Array:
         """Turn a segment's samples, ``(h, w, samples)``, into RGB."""
