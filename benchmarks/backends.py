@@ -110,7 +110,7 @@ def ready(
         return lambda: own(images.to(dtype)).float().numpy(), {}
 
     def load() -> torch.nn.Module:
-        return compiled(encoder, backend, px=px, dtype=dtype, digest="", folder=folder)
+        return compiled(lambda: encoder, backend, px=px, dtype=dtype, digest="", folder=folder)
 
     compile_s, _ = timed(load)
     load_s, module = timed(load)

@@ -209,7 +209,7 @@ def test_an_encoder_that_an_engine_does_not_know_is_refused_in_one_sentence(conf
 
     with pytest.raises(SettingError, match=f"{config.backend} cannot run this encoder .*; choose the backend torch$"):
         backends.compiled(
-            Unusual().eval(), config.backend, px=4, dtype=torch.float32, digest="unusual", folder=tmp_path
+            lambda: Unusual().eval(), config.backend, px=4, dtype=torch.float32, digest="unusual", folder=tmp_path
         )
     assert not list(tmp_path.iterdir())
 

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from napari_peka.core.errors import SettingError
-from napari_peka.models.engines import Run, onnx_run, openvino_run
+from napari_peka.core.errors import PekaError, SettingError
+from napari_peka.models.engines import Load, Run, onnx_run, openvino_run
 
 ENVIRONMENT = "NAPARI_PEKA_BACKEND"
 TORCH, OPENVINO, ONNX = "torch", "openvino", "onnx"
@@ -38,14 +38,14 @@ class Engine(NamedTuple):
     formats
         Number formats that it computes in.
     compile
-        From an encoder, the side of its images in px, the format, and a path without ending under which it may keep
-        what it compiled, to what computes float32 ``(b, 3, px, px)`` → ``(b, d)``.
+        From what loads an encoder, the side of its images in px, the format, and a path without ending under which it
+        may keep what it compiled, to what computes float32 ``(b, 3, px, px)`` → ``(b, d)``.
     """
 
     needs: tuple[str, ...]
     extra: str
     formats: tuple[torch.dtype, ...]
-    compile: Callable[[nn.Module, int, torch.dtype, Path], Run]
+    compile: Callable[[Load, int, torch.dtype, Path], Run]
 
 
 def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -91,14 +91,15 @@ def _why_not(name: str, device: torch.device, dtype: torch.dtype) -> str:
 
 
 def compiled(
-    encoder: nn.Module, backend: str, *, px: int, dtype: torch.dtype, digest: str, folder: Path
+    load: Load, backend: str, *, px: int, dtype: torch.dtype, digest: str, folder: Path
 ) -> nn.Module:  # fmt: skip
     """Return a module that computes what an encoder does, by an engine.
 
     Parameters
     ----------
-    encoder
-        float32, on the CPU, in eval mode; ``(b, 3, px, px)`` to ``(b, d)``.
+    load
+        Loads the encoder: float32, on the CPU, in eval mode; ``(b, 3, px, px)`` to ``(b, d)``. It is asked for where
+        nothing is kept: else neither its weights nor what builds it take time and memory.
     backend
         One of :data:`ENGINES`.
     px
@@ -118,7 +119,9 @@ def compiled(
     said = f"{backend} {_versions(backend)} torch {torch.__version__} {digest} {px} {dtype}"
     key = hashlib.sha256(said.encode()).hexdigest()[:16]
     try:
-        run = ENGINES[backend].compile(encoder, px, dtype, folder / f"{backend}-{key}")
+        run = ENGINES[backend].compile(load, px, dtype, folder / f"{backend}-{key}")
+    except PekaError:  # it cannot be loaded
+        raise
     except Exception as e:  # an encoder of unusual layers; each engine has errors of its own
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise SettingError(f"{backend} cannot run this encoder ({reason}); choose the backend {TORCH}") from e

@@ -29,6 +29,10 @@ AT_ONCE = 4
 _MOST_KEPT = 2 << 30
 
 
+#: loads an encoder: float32, on the CPU, in eval mode; ``(b, 3, px, px)`` to ``(b, d)``
+Load = Callable[[], nn.Module]
+
+
 class Run(NamedTuple):
     """What an engine made of an encoder.
 
@@ -66,7 +70,7 @@ def import_openvino() -> Any:
     return openvino
 
 
-def openvino_run(encoder: nn.Module, px: int, dtype: torch.dtype, place: Path) -> Run:
+def openvino_run(load: Load, px: int, dtype: torch.dtype, place: Path) -> Run:
     """Return what OpenVINO makes of an encoder: in float32 or bfloat16, a few streams, each of few threads."""
     ov = import_openvino()
     core = ov.Core()
@@ -80,6 +84,7 @@ def openvino_run(encoder: nn.Module, px: int, dtype: torch.dtype, place: Path) -
     program = _kept_program(core, kept, options)
     if program is None:
         _trace_quietly()
+        encoder = load()
         model = ov.convert_model(encoder, example_input=torch.zeros(2, 3, px, px), input=[-1, 3, px, px])
         program = core.compile_model(model, "CPU", options)
         if _is_small(encoder):
@@ -130,7 +135,7 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def onnx_run(encoder: nn.Module, px: int, dtype: torch.dtype, place: Path) -> Run:
+def onnx_run(load: Load, px: int, dtype: torch.dtype, place: Path) -> Run:
     """Return what ONNX Runtime makes of an encoder: in float32, the only format in which its CPU kernels compute.
 
     Images are shared out among streams, each of a thread of its own: in one stream of many threads they wait for each
@@ -144,7 +149,7 @@ def onnx_run(encoder: nn.Module, px: int, dtype: torch.dtype, place: Path) -> Ru
     kept = place.with_suffix(".onnx")
     session = _kept_session(ort, kept, options)
     if session is None:
-        session = _exported_session(ort, encoder, px, kept, options)
+        session = _exported_session(ort, load(), px, kept, options)
     pool = ThreadPoolExecutor(streams, thread_name_prefix="peka-onnx")
 
     def few(images: Float32Array) -> Float32Array:

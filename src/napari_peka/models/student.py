@@ -126,7 +126,9 @@ def translate_mlp(dims: list[int], activation: str = "none") -> nn.Module:
     return nn.Sequential(*layers, *([nn.ReLU()] if activation == "relu" else []))
 
 
-def build_student(model: Model, *, weights: str | Path | None = None, offline: bool = False) -> Student:
+def build_student(
+    model: Model, *, weights: str | Path | None = None, offline: bool = False, encoder: nn.Module | None = None
+) -> Student:
     """Build what a bundle describes: encoder loaded, adapter merged into it, translation filled.
 
     Parameters
@@ -137,6 +139,8 @@ def build_student(model: Model, *, weights: str | Path | None = None, offline: b
         File or folder with the encoder's weights; None looks them up.
     offline
         Never use the network.
+    encoder
+        The encoder with its adapter, as an engine has it; None: it is loaded.
 
     Raises
     ------
@@ -145,6 +149,17 @@ def build_student(model: Model, *, weights: str | Path | None = None, offline: b
     BundleError
         If the encoder's weights are not those that the bundle was made with, or the bundle's tensors do not fit it.
     """
+    p = model.spec.preprocessing
+    encoder = encoder or _encoder(model, weights, offline)
+    student = Student(
+        encoder, p.mean, p.std, _translation(model), model.spec.head.features, rotations=p.rotations, views=p.views
+    )
+    student.eval().requires_grad_(False)
+    return student
+
+
+def _encoder(model: Model, weights: str | Path | None, offline: bool) -> nn.Module:
+    """Load a model's encoder, and merge its adapter into it."""
     spec, p = model.spec, model.spec.preprocessing
     card = read_at(complete(dataclasses.replace(model.card, px=p.tile_px)), p.blocks, p.pooling)
     if spec.encoder.sha256 and card.sha256 and spec.encoder.sha256 != card.sha256:
@@ -174,11 +189,7 @@ def build_student(model: Model, *, weights: str | Path | None = None, offline: b
         add_adapter(encoder, model.adapter)
         load_adapter_state(encoder, _torch(model, ADAPTER))
         encoder = merge_adapter(encoder)
-    student = Student(
-        encoder, p.mean, p.std, _translation(model), spec.head.features, rotations=p.rotations, views=p.views
-    )
-    student.eval().requires_grad_(False)
-    return student
+    return encoder
 
 
 def _translation(model: Model) -> nn.Module | None:

@@ -277,13 +277,13 @@ def load_forward(model: Model, config: PredictConfig | None = None, *, offline: 
     backend = choose_backend(config.backend, device, dtype)
 
     def build() -> Student:
-        student = build_student(model, offline=offline)
-        if backend != TORCH:
-            px = student.px(model.tile_spec().size_px)
-            student.encoder = compiled(
-                student.encoder, backend, px=px, dtype=dtype, digest=digest, folder=kept_in(COMPILED)
-            )
-        return student
+        if backend == TORCH:
+            return build_student(model, offline=offline)
+        encoder = compiled(
+            lambda: build_student(model, offline=offline).encoder, backend, px=model.spec.preprocessing.tile_px,
+            dtype=dtype, digest=digest, folder=kept_in(COMPILED),
+        )  # fmt: skip
+        return build_student(model, encoder=encoder)
 
     # an engine is as fast with few tiles, which are there sooner
     few = None if backend == TORCH else AT_ONCE * torch.get_num_threads()
