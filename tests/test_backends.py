@@ -69,6 +69,7 @@ def test_maps_are_those_of_torch_and_what_was_compiled_is_taken_again(config, sl
         raise AssertionError("compiled a second time")
 
     with monkeypatch.context() as no_more:
+        no_more.setattr("napari_peka.models.student.load_encoder", compiles_again)  # nor is the encoder itself loaded
         no_more.setattr(torch.onnx, "export", compiles_again)
         if config.backend == OPENVINO:
             no_more.setattr(engines.import_openvino(), "convert_model", compiles_again)

@@ -24,9 +24,10 @@ UInt8Array = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
 WHITE = (255, 255, 255)
-#: names the MiB of decoded parts that one open slide keeps in memory
+#: names the MiB of decoded parts that one open slide keeps in memory: blocks meet at their edges alone, so few are enough
+#: (the window, in which the same parts are looked at again, wishes for more)
 MEMORY_ENVIRONMENT = "NAPARI_PEKA_SLIDE_MEMORY"
-_MEMORY_MIB = 128
+_MEMORY_MIB = 32
 #: segments of a row whose bytes may be fetched at once: they are in memory together
 _TOGETHER = 32
 #: a segment that decodes to more cannot be read piecewise
