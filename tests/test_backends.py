@@ -193,7 +193,7 @@ def test_onnxruntime_runs_without_its_telemetry(config, tmp_path):
 from pathlib import Path
 import torch
 from napari_peka.models.engines import onnx_run
-run = onnx_run(torch.nn.Flatten().eval(), 4, torch.float32, Path("flat"))
+run = onnx_run(lambda: torch.nn.Flatten().eval(), 4, torch.float32, Path("flat"))
 print(run.function(torch.ones(2, 3, 4, 4).numpy()).shape)
 """
     told = subprocess.run(

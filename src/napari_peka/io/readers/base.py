@@ -24,8 +24,8 @@ UInt8Array = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
 WHITE = (255, 255, 255)
-#: names the MiB of decoded parts that one open slide keeps in memory: blocks meet at their edges alone, so few are enough
-#: (the window, in which the same parts are looked at again, wishes for more)
+#: names the MiB of decoded parts that one open slide keeps in memory; blocks meet at their edges alone, so that few are
+#: enough for a prediction (the window, in which the same parts are looked at again, asks for more)
 MEMORY_ENVIRONMENT = "NAPARI_PEKA_SLIDE_MEMORY"
 _MEMORY_MIB = 32
 #: segments of a row whose bytes may be fetched at once: they are in memory together
