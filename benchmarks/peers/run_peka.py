@@ -53,4 +53,6 @@ watch = common.Watch()
 with peka.open_slide(args.slide) as slide:
     done = peka.predict(slide, model, output=args.out / "map.peka.zarr", config=config, forward=forward)
 watch.stop()
-watch.tell(args.out, done.tiles.centre_yx - common.TILE_PX / 2 * common.MPP / np.array(done.tiles.slide_mpp), done.embeddings)
+watch.tell(
+    args.out, done.tiles.centre_yx - common.TILE_PX / 2 * common.MPP / np.array(done.tiles.slide_mpp), done.embeddings
+)

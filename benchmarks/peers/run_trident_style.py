@@ -35,12 +35,12 @@ class Tiles(torch.utils.data.Dataset):
 watch = common.Watch()
 with openslide.OpenSlide(args.slide) as slide:
     overview = np.asarray(slide.get_thumbnail((1024, 1024)).convert("RGB"))
-    scale = slide.dimensions[0] / overview.shape[1]
+    width, height = slide.dimensions
 saturation = cv2.medianBlur(cv2.cvtColor(overview, cv2.COLOR_RGB2HSV)[..., 1], 7)
 tissue = cv2.threshold(saturation, 0, 255, cv2.THRESH_OTSU)[1] > 0
-left_yx = np.mgrid[0 : slide.dimensions[1] - 223 : common.TILE_PX, 0 : slide.dimensions[0] - 223 : common.TILE_PX]
-left_yx = left_yx.reshape(2, -1).T
-middle = ((left_yx + common.TILE_PX / 2) / scale).astype(int)
+side = common.TILE_PX
+left_yx = np.mgrid[0 : height - side + 1 : side, 0 : width - side + 1 : side].reshape(2, -1).T
+middle = ((left_yx + side / 2) * overview.shape[1] / width).astype(int)
 left_yx = left_yx[tissue[middle[:, 0], middle[:, 1]]]
 workers = max(1, int(0.75 * (os.cpu_count() or 1)))  # as it has them
 loader = torch.utils.data.DataLoader(Tiles(left_yx[:, ::-1]), batch_size=args.batch, num_workers=workers)

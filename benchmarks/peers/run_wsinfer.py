@@ -4,10 +4,10 @@ import os
 
 os.environ["WSINFER_FORCE_CPU"] = "1"
 
-import common  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-import torch  # noqa: E402
+import common
+import numpy as np
+import pandas as pd
+import torch
 
 args = common.options()
 encoder = common.encoder(args.encoder)
