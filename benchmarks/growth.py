@@ -113,6 +113,7 @@ def predict_whole(path: Path, process_began: float) -> dict:
         "cpu_ms_a_tile": round(1e3 * cpu / n, 3),
         "peak_mb": peak_mb(),
         "first_block_s": round(first.at - process_began, 2),
+        "first_block_cpu_s": round(first.cpu_s, 2),
     }
 
 
@@ -121,7 +122,7 @@ class Started:
 
     def stage(self, name: str, total: int | None = None, *, done: int = 0) -> None:
         if name == "predicting":
-            self.at = time()
+            self.at, self.cpu_s = time(), process_time()
 
     def advance(self, n: int = 1, **metrics: object) -> None: ...
 

@@ -186,7 +186,7 @@ def summed_up(rows: dict[str, list[dict]]) -> dict:
         told["ratios"][name] = {
             "speed_to_best_fp32": median(mine[t]["tiles_per_s"] / fastest(fp32, t) for t in turns),
             "speed_to_best": median(mine[t]["tiles_per_s"] / fastest(every, t) for t in turns),
-            "memory_to_least": median(mine[t]["peak_mb"] / min(good[n][t]["peak_mb"] for n in every) for t in turns),
+            "memory": {n: median(mine[t]["peak_mb"] / good[n][t]["peak_mb"] for t in turns) for n in every},
         }
     return told
 
