@@ -112,7 +112,7 @@ def peak_mb() -> float:
 
 
 def write_slide(path: Path, shape: tuple[int, int], tiles: Tiles | None = None) -> None:
-    """Write a pyramid of JPEG tiles, one after the other; `tiles` yields those of a level, given its shape and factor."""
+    """Write a pyramid of JPEG tiles, one after the other; `tiles` yields those of a level of that shape and factor."""
     import tifffile
 
     began = perf_counter()
@@ -121,8 +121,8 @@ def write_slide(path: Path, shape: tuple[int, int], tiles: Tiles | None = None) 
         while True:
             level = -(-shape[0] // factor), -(-shape[1] // factor)
             writer.write(
-                (tiles or encoded_tiles)(level, factor), shape=(*level, 3), dtype=np.uint8, tile=(TILE, TILE), photometric="ycbcr",
-                subsampling=(2, 2), compression="jpeg", subfiletype=int(factor > 1), metadata=None,
+                (tiles or encoded_tiles)(level, factor), shape=(*level, 3), dtype=np.uint8, tile=(TILE, TILE),
+                photometric="ycbcr", subsampling=(2, 2), compression="jpeg", subfiletype=int(factor > 1), metadata=None,
                 resolution=(1e4 / MPP / factor, 1e4 / MPP / factor), resolutionunit="CENTIMETER",
             )  # fmt: skip
             if max(level) <= 2048:
