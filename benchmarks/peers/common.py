@@ -41,6 +41,7 @@ def encoder(name: str):
     """Return the encoder, normalised ``(b, 3, 224, 224)`` to ``(b, d)``: the same weights in every tool."""
     import torch
 
+    suit_torchvision()
     if name == "noop":
 
         class Nothing(torch.nn.Module):
@@ -48,7 +49,6 @@ def encoder(name: str):
                 return images[:, :, ::16, ::16].mean((2, 3))
 
         return Nothing().eval()
-    suit_torchvision()
     import timm
 
     torch.manual_seed(0)
