@@ -8,6 +8,11 @@ import numpy as np
 args = common.options(backend="torch", home=None)
 os.environ |= {"NAPARI_PEKA_MODELS": f"{args.home}/models", "NAPARI_PEKA_CACHE": f"{args.home}/cache"}
 
+# imported by the package where they are needed; imports are left out for all tools
+import anndata  # noqa: E402, F401
+import skimage.color  # noqa: E402
+import skimage.filters  # noqa: E402, F401
+
 import napari_peka as peka  # noqa: E402 - its folders must be said first
 
 ENCODER = f"timm:{common.ARCH}"
