@@ -22,6 +22,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -43,25 +44,26 @@ EVERY_S = 0.1
 
 
 class Tool(NamedTuple):
-    """How a tool is run: its runner, its environment (None: this one), and what the runner is told."""
+    """How a tool is run: its runner, its environment (None: this one), its package, and what the runner is told."""
 
     runner: str
     environment: str | None
+    package: str
     options: tuple[str, ...] = ()
 
 
 def ours(backend: str, precision: str) -> Tool:
-    return Tool("run_peka.py", None, ("--backend", backend, "--precision", precision))
+    return Tool("run_peka.py", None, "napari-peka", ("--backend", backend, "--precision", precision))
 
 
 BF16 = ("--precision", "bf16")
 PEERS = {
-    "LazySlide": Tool("run_lazyslide.py", "lazyslide"),
-    "TIAToolbox": Tool("run_tiatoolbox.py", "tiatoolbox"),
-    "WSInfer": Tool("run_wsinfer.py", "wsinfer"),
-    "TRIDENT-style": Tool("run_trident_style.py", "trident"),
-    "LazySlide bf16": Tool("run_lazyslide.py", "lazyslide", BF16),
-    "TRIDENT-style bf16": Tool("run_trident_style.py", "trident", BF16),
+    "LazySlide": Tool("run_lazyslide.py", "lazyslide", "lazyslide"),
+    "TIAToolbox": Tool("run_tiatoolbox.py", "tiatoolbox", "tiatoolbox"),
+    "WSInfer": Tool("run_wsinfer.py", "wsinfer", "wsinfer"),
+    "TRIDENT-style": Tool("run_trident_style.py", "trident", "openslide-python"),
+    "LazySlide bf16": Tool("run_lazyslide.py", "lazyslide", "lazyslide", BF16),
+    "TRIDENT-style bf16": Tool("run_trident_style.py", "trident", "openslide-python", BF16),
 }
 OURS = {
     "peka torch": ours("torch", "fp32"),
@@ -76,20 +78,20 @@ def main() -> None:
     tools = {name: tool for name, tool in (PEERS | OURS).items() if not args.tools or name in args.tools}
     if args.encoder == "noop":  # nothing is computed, so it is run by one backend in one format
         tools = {name: tool for name, tool in tools.items() if "bf16" not in name and "openvino" not in name}
+    tools = {name: tool for name, tool in tools.items() if interpreter(tool, args.peers)}
     rows: dict[str, list[dict]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch) / "home"
         for number in range(args.rounds):
             for name, tool in tools.items():
                 python = interpreter(tool, args.peers)
-                if python is None:
-                    continue
                 if number == 0 and tool.environment is None and args.encoder == "vit":
                     measure(tool, python, args, home, warm_up=True)
                 row = measure(tool, python, args, home)
                 print(f"round {number + 1}, {name}: {row}", file=sys.stderr)
                 rows.setdefault(name, []).append(row)
     told = summed_up(rows)
+    told["versions"] = {name: versions(tool, args.peers) for name, tool in tools.items()}
     print(json.dumps(told, indent=1) if args.json else table(told))
 
 
@@ -98,6 +100,14 @@ def interpreter(tool: Tool, peers: Path | None) -> Path | None:
         return Path(sys.executable)
     python = peers and peers / tool.environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     return python if python and python.exists() else None
+
+
+def versions(tool: Tool, peers: Path | None) -> str:
+    """Return the versions of a tool and of the torch that it runs on."""
+    names = [tool.package, "torch"]
+    code = f"from importlib.metadata import version; print(*(f'{{n}} {{version(n)}}' for n in {names}), sep=', ')"
+    done = subprocess.run([str(interpreter(tool, peers)), "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def measure(tool: Tool, python: Path, args: argparse.Namespace, home: Path, *, warm_up: bool = False) -> dict:
