@@ -19,7 +19,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
 
@@ -31,6 +31,7 @@ MPP = 0.35
 TILE = 512
 #: level-0 px (y, x, height, width) of the predicted region; it lies inside the tissue of every slide
 REGION = (2048, 2048, 12 * 448, 12 * 448)
+Tiles = Callable[[tuple[int, int], int], Iterator[bytes]]
 
 
 def main() -> None:
@@ -113,7 +114,8 @@ def peak_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
-def write_slide(path: Path, shape: tuple[int, int]) -> None:
+def write_slide(path: Path, shape: tuple[int, int], tiles: Tiles | None = None) -> None:
+    """Write a pyramid of JPEG tiles, one after the other; `tiles` yields those of a level of that shape and factor."""
     import tifffile
 
     began = perf_counter()
@@ -122,8 +124,8 @@ def write_slide(path: Path, shape: tuple[int, int]) -> None:
         while True:
             level = -(-shape[0] // factor), -(-shape[1] // factor)
             writer.write(
-                encoded_tiles(level, factor), shape=(*level, 3), dtype=np.uint8, tile=(TILE, TILE), photometric="ycbcr",
-                subsampling=(2, 2), compression="jpeg", subfiletype=int(factor > 1), metadata=None,
+                (tiles or encoded_tiles)(level, factor), shape=(*level, 3), dtype=np.uint8, tile=(TILE, TILE),
+                photometric="ycbcr", subsampling=(2, 2), compression="jpeg", subfiletype=int(factor > 1), metadata=None,
                 resolution=(1e4 / MPP / factor, 1e4 / MPP / factor), resolutionunit="CENTIMETER",
             )  # fmt: skip
             if max(level) <= 2048:

@@ -12,8 +12,10 @@ import numpy.typing as npt
 from napari_peka.core.errors import Undecodable
 from napari_peka.io.readers.base import UInt8Array
 
-#: pixels of a level that are in memory at once
+#: pixels of a level that are in memory at once: more than a block has, which so is read in one piece
 BAND_PX = 32_000_000
+#: the same for an overview, of which a large slide would take the most memory of all that a prediction does
+OVERVIEW_PX = 4_000_000
 #: a level that was decoded smaller serves a result coarser than itself by this at least: what is nearer would be
 #: interpolated between its sharp pixels, and come out blurred in one place and not in another
 _COARSER = 2.0
@@ -86,7 +88,8 @@ def resample(
         pixels = source.region(int(y0), int(x0), int(y1), int(x1))
         return _softened(pixels) if source.soften else pixels
     step_y, step_x = (y1 - y0) / shape[0], (x1 - x0) / shape[1]
-    rows, cols = _portion(shape, (step_y, step_x), source.full_width)
+    most = BAND_PX if rim else min(BAND_PX, OVERVIEW_PX)
+    rows, cols = _portion(shape, (step_y, step_x), source.full_width, most)
     if rows >= shape[0] and cols >= shape[1]:
         return _resize(source, (y0, x0, y1, x1), shape, rim)
     out = np.empty((*shape, 3), np.uint8)
@@ -131,17 +134,17 @@ def _softened(pixels: UInt8Array) -> UInt8Array:
     return np.asarray(Image.fromarray(pixels).filter(ImageFilter.BoxBlur(_SOFTEN_PX)))
 
 
-def _portion(shape: tuple[int, int], steps: tuple[float, float], full_width: bool) -> tuple[int, int]:
-    """Return rows and columns of the result for which at most `BAND_PX` are read at once.
+def _portion(shape: tuple[int, int], steps: tuple[float, float], full_width: bool, most: int) -> tuple[int, int]:
+    """Return rows and columns of the result for which at most `most` pixels are read at once.
 
     Bands across a level of tiles would decode every row of tiles once for each band that touches it, squares do so
     at their edges only; across strips it is the other way round.
     """
     step_y, step_x = (max(s, 1.0) for s in steps)
-    cols = shape[1] if full_width else max(1, int(math.sqrt(BAND_PX) / step_x))
-    rows = max(1, int(BAND_PX / (step_y * step_x * (min(cols, shape[1]) + 4))))
+    cols = shape[1] if full_width else max(1, int(math.sqrt(most) / step_x))
+    rows = max(1, int(most / (step_y * step_x * (min(cols, shape[1]) + 4))))
     if rows >= shape[0]:
-        cols = max(cols, int(BAND_PX / (step_y * step_x * (shape[0] + 4))))
+        cols = max(cols, int(most / (step_y * step_x * (shape[0] + 4))))
     return rows, cols
 
 
