@@ -50,7 +50,7 @@ def nothing(model, config):
 
 
 model = bundle(384 if args.encoder == "vit" else 3)
-config = peka.PredictConfig(device="cpu", precision=args.precision, backend=args.backend, batch_size=args.batch)
+config = peka.PredictConfig(device="cpu", precision=args.precision, backend=args.backend)
 forward = nothing(model, config) if args.encoder == "noop" else peka.load_forward(model, config, offline=True)
 _ = forward.module
 if args.only_load:

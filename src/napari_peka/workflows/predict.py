@@ -262,12 +262,9 @@ def load_forward(model: Model, config: PredictConfig | None = None, *, offline: 
     SettingError
         If the backend is not installed, or does not compute on the device.
     """
-    import torch
-
     from napari_peka.infer.forward import Forward
     from napari_peka.models.backends import TORCH, choose_backend, compiled
     from napari_peka.models.encoder import choose_device, choose_precision
-    from napari_peka.models.engines import AT_ONCE
     from napari_peka.models.student import build_student
 
     config = config or PredictConfig()
@@ -285,9 +282,7 @@ def load_forward(model: Model, config: PredictConfig | None = None, *, offline: 
         )  # fmt: skip
         return build_student(model, encoder=encoder)
 
-    # an engine is as fast with few tiles, which are there sooner
-    few = None if backend == TORCH else AT_ONCE * torch.get_num_threads()
-    return Forward(build, device, dtype, config.batch_size or few, digest, backend)
+    return Forward(build, device, dtype, config.batch_size, digest, backend)
 
 
 def _check_kinds(slide: object, model: object) -> None:
