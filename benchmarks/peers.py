@@ -4,7 +4,8 @@
     python benchmarks/peers.py SLIDE --peers FOLDER [--rounds 2] [--encoder vit] [--tools NAME ...] [--json]
 
 The same slide, encoder (timm's ViT-S/16, random weights of one seed), tiles (224 px at 0.5 µm/px, no overlap) and
-batches of 32 (napari-peka: as it chooses them). FOLDER holds a virtual environment a tool, ``lazyslide``, ``tiatoolbox``, ``wsinfer`` and ``trident``
+batches of 32 (napari-peka: as it chooses them). FOLDER holds a virtual environment a tool, ``lazyslide``,
+``tiatoolbox``, ``wsinfer`` and ``trident``
 (timm, h5py, openslide-python, openslide-bin and opencv-python-headless), each made by one pip command that names torch
 in the version that napari-peka runs with. Tools that are not there are left out.
 

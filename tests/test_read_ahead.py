@@ -48,11 +48,11 @@ def slide(tissue_tiff) -> Iterator[Slide]:
         yield slide
 
 
-def run(slide: Slide, wanted: int, tile_px: int = 16, **options: object) -> int:
+def run(slide: Slide, wanted: int, tile_px: int = 16, module: type = torch.nn.Flatten, **options: object) -> int:
     """Embed a slide of which reads wait; returns how many ran at the same time."""
     tiles = TileTable.grid(slide.shape, slide.mpp, TileSpec(tile_px, 2.0))
     distant = Distant(slide, wanted)
-    forward = Forward(lambda: torch.nn.Flatten(), torch.device("cpu"), torch.float32)
+    forward = Forward(module, torch.device("cpu"), torch.float32)
     blocks = tiles.blocks()
     done: dict[int, np.ndarray] = {}
     embed(distant, tiles, forward, Schedule(blocks), lambda b, e, _: done.update({b.index: e}), **options)
@@ -64,10 +64,28 @@ def test_readers_grow_where_a_disk_is_waited_for(slide: Slide) -> None:
     assert run(slide, wanted=8, more_readers=True) >= 8
 
 
-def test_they_do_not_where_the_processor_limits(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> None:
+class Slow(torch.nn.Flatten):
+    """Computes for longer than a read waits."""
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        threading.Event().wait(4 * JOIN_S)
+        return super().forward(tiles)
+
+
+def test_they_do_not_where_the_processor_limits_and_the_model_is_busy(
+    slide: Slide, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is busy for as long as a read takes."""
     monkeypatch.setattr(read_ahead, "thread_time", perf_counter)
-    assert run(slide, wanted=2, more_readers=True) == 1
+    assert run(slide, wanted=2, tile_px=64, module=Slow, more_readers=True) == 1
+
+
+def test_they_do_where_the_processor_limits_and_most_of_it_is_idle(
+    slide: Slide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_ahead, "thread_time", perf_counter)
+    monkeypatch.setattr(read_ahead.os, "cpu_count", lambda: 4)
+    assert run(slide, wanted=4, more_readers=True) == 4
 
 
 def test_a_number_given_by_hand_stays(slide: Slide) -> None:

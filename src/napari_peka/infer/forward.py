@@ -84,7 +84,7 @@ class Forward:
         backend: str = TORCH,
     ) -> None:
         self._build, self.device, self.dtype, self.digest, self.backend = build, device, dtype, digest, backend
-        self.batch_size = batch_size or (_few(dtype, backend) if device.type == "cpu" else 128)
+        self.batch_size = batch_size or (_few(dtype) if device.type == "cpu" else 128)
         #: passes that are handed to the device before the results of the first are asked for: it never waits
         self.ahead = 1 if device.type == "cuda" else 0
         self.brake = Brake()
@@ -180,13 +180,14 @@ def _fetched(name: K, rows: slice, queued: _Queued) -> tuple[K, slice, Embedding
     return name, rows, queued.values.numpy()
 
 
-def _few(dtype: torch.dtype, backend: str) -> int:
+def _few(dtype: torch.dtype) -> int:
     """Return the tiles of a pass on a CPU: what lies between two layers should stay in its caches.
 
     Of ViT-S/14 on two threads passes of 32 took 1.25 of the time of these (``docs/performance.md``).
     """
-    a_thread = 8 if dtype == torch.bfloat16 and backend == TORCH else 4
-    return min(a_thread * torch.get_num_threads(), 64)
+    a_thread = 8 if dtype == torch.bfloat16 else 4
+    threads: int = torch.get_num_threads()
+    return min(a_thread * threads, 64)
 
 
 def _out_of_memory(e: RuntimeError) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -98,8 +99,8 @@ class ReadAhead:
     readers
         Threads to begin with.
     more
-        Begin others while blocks are waited for that wait for a disk themselves. None is begun where reading is limited
-        by the processor, which it would only take from whoever computes.
+        Begin others while blocks are waited for: that wait for a disk themselves, or for longer than they are computed,
+        so that cores are idle. None is begun that would only take the processor from whoever computes.
     """
 
     def __init__(
@@ -146,12 +147,16 @@ class ReadAhead:
         """Begin more readers where that helps."""
         self._since, self._largest = self._since + 1, max(self._largest, item.nbytes)
         n = len(self._threads)
-        # the first block of a new reader is always waited for
-        starving = self._since > n and waited > _STARVING * computing
-        if self._more and starving and item.cpu_seconds < _WAITING * item.seconds:
-            most = min(MOST_READERS, IN_FLIGHT // self._largest - READ_AHEAD)
-            self._start(min(2 * n, most) - n)
-            self._since = 0
+        if not self._more or self._since <= n:  # the first block of a new reader is always waited for
+            return
+        if waited > _STARVING * computing and item.cpu_seconds < _WAITING * item.seconds:
+            most = MOST_READERS
+        elif waited > computing:
+            most = min(MOST_READERS, os.cpu_count() or 1)
+        else:
+            return
+        self._start(min(2 * n, most, IN_FLIGHT // self._largest - READ_AHEAD) - n)
+        self._since = 0
 
     def _read_all(self) -> None:
         slide, tiles, schedule = self._source

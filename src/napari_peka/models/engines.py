@@ -25,6 +25,8 @@ from napari_peka.core.errors import StoreError
 Float32Array = npt.NDArray[np.float32]
 #: images that one stream of an engine computes together: more gain nothing on a CPU
 AT_ONCE = 4
+#: times that each stream is given so many before all are waited for
+TURNS = 4
 #: bytes of weights beyond which what was compiled is not kept: reading it would take as long as compiling
 _MOST_KEPT = 2 << 30
 
@@ -100,7 +102,7 @@ def openvino_run(load: Load, px: int, dtype: torch.dtype, place: Path) -> Run:
         requests.wait_all()
         return np.concatenate([done[at] for at in sorted(done)])
 
-    return Run(function, streams * AT_ONCE)
+    return Run(function, streams * AT_ONCE * TURNS)
 
 
 def _kept_program(core: Any, path: Path, options: dict[str, Any]) -> Any:
@@ -159,7 +161,7 @@ def onnx_run(load: Load, px: int, dtype: torch.dtype, place: Path) -> Run:
     def function(images: Float32Array) -> Float32Array:
         return np.concatenate(list(pool.map(few, (images[at : at + AT_ONCE] for at in range(0, len(images), AT_ONCE)))))
 
-    return Run(function, streams * AT_ONCE)
+    return Run(function, streams * AT_ONCE * TURNS)
 
 
 def _exported_session(ort: Any, encoder: nn.Module, px: int, kept: Path, options: Any) -> Any:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from napari_peka.core.errors import BundleError
+from napari_peka.models.backends import Compiled
 from napari_peka.models.bundle import ADAPTER, TRANSLATE, Model
 from napari_peka.models.encoder import Normaliser, complete, load_encoder, read_at
 
@@ -74,7 +75,11 @@ class Student(nn.Module):
         if self.rotations == 1:
             alone: torch.Tensor = self.encoder(x)
             return alone
-        return torch.stack([self.encoder(image).float() for image in _dihedral(x, self.rotations)]).mean(0)
+        images = _dihedral(x, self.rotations)
+        if isinstance(self.encoder, Compiled):  # whose streams wait for each other at the end of each call
+            done = self.encoder(torch.cat(list(images))).unflatten(0, (self.rotations, -1))
+            return done.mean(0)
+        return torch.stack([self.encoder(image).float() for image in images]).mean(0)
 
     def _crop(self, tiles: torch.Tensor, width: float) -> torch.Tensor:
         """Return the middle of the tiles as the encoder takes it: ``(b, px, px, 3)``, uint8 or float32."""

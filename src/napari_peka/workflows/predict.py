@@ -262,9 +262,12 @@ def load_forward(model: Model, config: PredictConfig | None = None, *, offline: 
     SettingError
         If the backend is not installed, or does not compute on the device.
     """
+    import torch
+
     from napari_peka.infer.forward import Forward
     from napari_peka.models.backends import TORCH, choose_backend, compiled
     from napari_peka.models.encoder import choose_device, choose_precision
+    from napari_peka.models.engines import AT_ONCE, TURNS
     from napari_peka.models.student import build_student
 
     config = config or PredictConfig()
@@ -282,7 +285,10 @@ def load_forward(model: Model, config: PredictConfig | None = None, *, offline: 
         )  # fmt: skip
         return build_student(model, encoder=encoder)
 
-    return Forward(build, device, dtype, config.batch_size, digest, backend)
+    # an engine is given images for all of its streams several times over, and no more: the first tiles are there sooner
+    images = AT_ONCE * TURNS * torch.get_num_threads() // model.spec.preprocessing.rotations
+    enough = None if backend == TORCH else max(images, AT_ONCE)
+    return Forward(build, device, dtype, config.batch_size or enough, digest, backend)
 
 
 def _check_kinds(slide: object, model: object) -> None:
