@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from time import perf_counter, process_time, time
+
+os.environ["NAPARI_PEKA_REUSE"] = "0"
 
 import numpy as np
 from large_slide import MPP, TILE, peak_mb, write_slide

@@ -21,6 +21,10 @@ from napari_peka.infer.forward import Forward
 from napari_peka.io import cache
 from napari_peka.models import backends, engines
 from napari_peka.models.backends import ENGINES, ONNX, OPENVINO, TORCH, choose_backend
+from napari_peka.models.bundle import BundleSpec, save_bundle
+from napari_peka.models.encoder import complete, ensure_torchvision
+from napari_peka.models.folder import encoder_folder
+from napari_peka.models.registry import encoder_card
 from napari_peka.workflows import speed
 
 CPU = torch.device("cpu")
@@ -75,6 +79,33 @@ def test_maps_are_those_of_torch_and_what_was_compiled_is_taken_again(config, sl
             no_more.setattr(engines.import_openvino(), "convert_model", compiles_again)
         again = peka.predict(slide, model, config=config)
     np.testing.assert_array_equal(again.embeddings, made.embeddings)
+
+
+def test_other_weights_of_an_encoder_are_compiled_anew(config, tmp_path, monkeypatch):
+    """Of an encoder whose file nobody has a checksum of."""
+    from safetensors.torch import save_file
+
+    ensure_torchvision()
+    import timm
+
+    monkeypatch.setenv("NAPARI_PEKA_MODELS", str(tmp_path / "models"))
+    name = "timm:test_vit"
+    dims, values = complete(encoder_card(name)).dim, []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        folder = encoder_folder(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(timm.create_model("test_vit", num_classes=0).state_dict(), folder / "model.safetensors")
+        spec = BundleSpec(
+            schema=1, name="a", encoder={"name": name},
+            preprocessing={"tile_px": 160, "mpp": 1.0, "mean": (0.5,) * 3, "std": (0.5,) * 3},
+            head={"n_dims": dims, "genes": ["A"], "unit": "log1p CP10K"},
+        )  # fmt: skip
+        tensors = {"head.weights": np.ones((dims, 1), np.float32), "head.bias": np.zeros(1, np.float32)}
+        model = save_bundle(tmp_path / f"model{seed}", spec, tensors)
+        tiles = np.random.default_rng(0).integers(0, 255, (2, 160, 160, 3), np.uint8)
+        values.append(peka.load_forward(model, config)(tiles))
+    assert np.abs(values[0].astype(float) - values[1]).max() > 0.01
 
 
 def test_what_is_damaged_in_the_cache_is_made_anew(config, tiny_model):

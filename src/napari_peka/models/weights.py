@@ -63,6 +63,20 @@ def candidates(card: EncoderCard) -> tuple[str, ...]:
     return (str(card.weights_file),)
 
 
+def weights_mark(card: EncoderCard) -> str:
+    """Return what tells an encoder's file from another that is put in its place; empty where its sha256 is known.
+
+    Nothing is fetched, and nothing is read but the file's size and date.
+    """
+    if card.sha256:
+        return ""
+    try:
+        said = find_weights(card, offline=True).stat()
+    except (EncoderUnavailable, OSError):  # random weights; or whoever needs them says so
+        return ""
+    return f" {said.st_size} {said.st_mtime_ns}"
+
+
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file in hexadecimal."""
     with path.open("rb") as f:

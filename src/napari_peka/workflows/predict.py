@@ -269,6 +269,7 @@ def load_forward(model: Model, config: PredictConfig | None = None, *, offline: 
     from napari_peka.models.encoder import choose_device, choose_precision
     from napari_peka.models.engines import AT_ONCE, TURNS
     from napari_peka.models.student import build_student
+    from napari_peka.models.weights import weights_mark
 
     config = config or PredictConfig()
     device = choose_device(config.device)
@@ -281,7 +282,7 @@ def load_forward(model: Model, config: PredictConfig | None = None, *, offline: 
             return build_student(model, offline=offline)
         encoder = compiled(
             lambda: build_student(model, offline=offline).encoder, backend, px=model.spec.preprocessing.tile_px,
-            dtype=dtype, digest=digest, folder=kept_in(COMPILED),
+            dtype=dtype, digest=digest + weights_mark(model.card), folder=kept_in(COMPILED),
         )  # fmt: skip
         return build_student(model, encoder=encoder)
 
