@@ -16,7 +16,7 @@ import os
 import statistics
 import tempfile
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 
 os.environ["NAPARI_PEKA_REUSE"] = "0"
 
@@ -103,6 +103,7 @@ def until(app, condition, patience_s: float = 3600.0) -> None:
     began = perf_counter()
     while not condition():
         app.processEvents()
+        sleep(0.005)  # a window that has nothing to do waits too
         if perf_counter() - began > patience_s:
             raise SystemExit("nothing came of it")
 

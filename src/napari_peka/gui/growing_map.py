@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
 
 from napari_peka.gui import layers, map_layers
 from napari_peka.gui.partial import say_partial
+
+
+#: seconds between two paintings of what is new, after the first: without a GPU a painting takes as long as some tiles
+EVERY_S = 1.0
 
 
 class GrowingMap:
@@ -36,6 +41,7 @@ class GrowingMap:
         #: what the job tells, waiting for the window's thread
         self._news: deque[Callable[[], bool]] = deque()
         self._blocks: deque[Any] = deque()
+        self._next_fill = 0.0
 
     # -- in the job's thread -------------------------------------------------------------------------------------
 
@@ -59,16 +65,22 @@ class GrowingMap:
         adopted = False
         while self._news:
             adopted |= self._news.popleft()()
-        if self.layer is not None and self.layer in self.viewer.layers:
-            map_layers.fill_blocks(self.layer, [self._blocks.popleft() for _ in range(len(self._blocks))])
+        now = monotonic()
+        if self.layer is not None and self._blocks and now >= self._next_fill and self.layer in self.viewer.layers:
+            self._next_fill = now + EVERY_S
+            self._fill()
         if self.schedule is not None and self.slide_layer in self.viewer.layers:
             self.schedule.prefer(layers.visible_rect(self.viewer, self.slide_layer))
         return adopted
 
     def end(self) -> None:
-        """Let the layer's name say so where the map stays partial."""
+        """Show what is left; let the layer's name say so where the map stays partial."""
         if self.layer is not None and self.layer in self.viewer.layers:
+            self._fill()
             say_partial(self.layer)
+
+    def _fill(self) -> None:
+        map_layers.fill_blocks(self.layer, [self._blocks.popleft() for _ in range(len(self._blocks))])
 
     def _adopt(self, slide: Any) -> bool:
         """Bring the slide's layer to the resolution that is now known, and with it the region drawn on it."""
