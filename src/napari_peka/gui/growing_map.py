@@ -13,7 +13,6 @@ import numpy as np
 from napari_peka.gui import layers, map_layers
 from napari_peka.gui.partial import say_partial
 
-
 #: seconds between two paintings of what is new, after the first: without a GPU a painting takes as long as some tiles
 EVERY_S = 1.0
 
