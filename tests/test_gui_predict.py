@@ -101,6 +101,7 @@ def test_predict_cancel_resume_explore(viewer, predict, slowly, qtbot, tmp_path)
 
     press(qtbot, predict)
     wait_for(qtbot, lambda: shown(predict) is not None and np.isfinite(predict.growing.layer.data).any())
+    wait_for(qtbot, lambda: list((tmp_path / "out").glob("*.partial/blocks-*/*.safetensors")))  # what is kept
     partial = np.isfinite(the_map(viewer).data).sum()
     assert predict.panel.running, "the map fills in while the job runs"
     qtbot.mouseClick(predict.panel.cancel_button, Qt.MouseButton.LeftButton)
@@ -912,3 +913,24 @@ def _no_thread_is_left():
     for thread in threading.enumerate():
         if thread.name == "peka-aside":
             thread.join(WAIT_MS / 1000)
+
+
+def test_what_was_seen_before_is_said_and_not_computed_again(viewer, predict, qtbot, monkeypatch, tmp_path):
+    from napari_peka.infer.forward import Forward
+
+    monkeypatch.setenv("NAPARI_PEKA_REUSE", "1")
+    monkeypatch.setenv("NAPARI_PEKA_CACHE", str(tmp_path / "cache"))
+    press(qtbot, predict)
+    wait_for(qtbot, lambda: not predict.panel.running)
+    assert predict.panel.error.isHidden(), predict.panel.error.text()
+    first = layers.prediction_of(the_map(viewer)).embeddings
+    predict.output.edit.setText(str(tmp_path / "elsewhere"))
+    wait_for(qtbot, lambda: "tiles were seen by this model before" in predict.plan.words.text())
+    assert not predict.plan.show_button.isEnabled(), "there is no result yet"
+    monkeypatch.setattr(Forward, "_pass", lambda *_: pytest.fail("something was computed"))
+    press(qtbot, predict)
+    wait_for(qtbot, lambda: not predict.panel.running)
+    assert predict.panel.error.isHidden(), predict.panel.error.text()
+    maps = [layers.prediction_of(x) for x in viewer.layers if layers.prediction_of(x) is not None]
+    np.testing.assert_array_equal(maps[-1].embeddings, first)
+    assert (tmp_path / "elsewhere" / "cmu_small_region.peka.zarr").is_dir()

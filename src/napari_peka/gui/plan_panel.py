@@ -171,7 +171,8 @@ class PlanPanel(QWidget):
         apart = f", {plan.stride_um:.0f} µm apart" if plan.stride_um < 0.99 * plan.tile_um else ""
         size = f"{plan.tiles:,} tile{'s' * (plan.tiles != 1)} of {plan.tile_um:.0f} µm{apart}{passes}"
         self.words.setText("<br>".join([size, there] if there else [size]))
-        self.show_button.setEnabled(plan.there.state in ("finished", "other head") or plan.there.done > 0)
+        is_there = plan.there.state in ("finished", "other head")
+        self.show_button.setEnabled(is_there or (plan.there.state == "begun" and plan.there.done > 0))
         self._told()
         self.found.emit(plan)
 
@@ -230,6 +231,8 @@ def standing_in_words(plan: Plan) -> str:
     there = plan.there
     if there.state == "finished":
         return "finished already: shown at once"
+    if there.state == "new" and there.done:
+        return f"{there.done:,} of {there.tiles:,} tiles were seen by this model before: taken from the cache"
     if there.state == "begun":
         return f"{there.done:,} of {there.tiles:,} tiles are done: goes on from there"
     if there.state == "other head":

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from napari_peka.io.slide import Slide
     from napari_peka.models.bundle import Model
 
-#: ``new``: nothing is there; ``begun``: a part; ``finished``: all; ``other head``: all, to be read through another gene
-#: head; ``other``: a result of something else; ``foreign``: what this package has not written
+#: ``new``: nothing is there, though the encoder may have seen its tiles; ``begun``: a part; ``finished``: all; ``other
+#: head``: all, to be read through another gene head; ``other``: a result of something else; ``foreign``: what this
+#: package has not written
 State = Literal["new", "begun", "finished", "other head", "other", "foreign"]
 
 
@@ -80,10 +81,10 @@ def standing(
         From :func:`plan_tiles`.
     """
     n = len(tiles)
-    record = _record(slide, model, tiles, config, forward)
     if output is None:
-        return Standing("new", _seen_before(model, tiles, record), n)
+        return Standing("new", 0, n)
     path = result_path(output)
+    record = _record(slide, model, tiles, config, forward)
     if known_embeddings(path, record) is not None:
         return Standing("other head", n, n, f"{path.name} was read by another gene head of the same encoder", path)
     store = RunStore(path, tiles, model.head, record)
