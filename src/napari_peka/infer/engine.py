@@ -58,6 +58,7 @@ def embed(
             if not one.whole:
                 if on_part is not None:
                     on_part(one.block, one.embeddings)
+                progress.advance(0)  # a pause is kept within a block too
                 continue
             now = perf_counter()
             cost = costs.add(len(one.block), one.reading_s, now - max(since, one.began))
