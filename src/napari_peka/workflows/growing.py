@@ -58,6 +58,7 @@ class Growing:
         self.blocks = self.tiles.blocks()
         self.schedule = Schedule([])
         self._anything_new = False
+        self._in_parts: Block | None = None
 
     @property
     def tiles(self) -> TileTable:
@@ -95,7 +96,7 @@ class Growing:
 
     def show(self, block: Block, embeddings: Embeddings, ok: npt.NDArray[np.bool_]) -> None:
         """Put a block that was computed just now into the map, and tell of it."""
-        self._anything_new = True
+        self._anything_new, self._in_parts = True, None
         self._put(block, embeddings, ok)
         self.tell(block)
 
@@ -107,6 +108,7 @@ class Growing:
 
     def show_part(self, block: Block, embeddings: Embeddings) -> None:
         """Put what is done of a block into the map, and tell of it."""
+        self._in_parts = block
         self.live.embeddings[block.start : block.stop] = embeddings
         if self.on_part:
             self.on_part(block, embeddings)
@@ -122,6 +124,8 @@ class Growing:
         try:
             yield
         finally:
+            if (block := self._in_parts) is not None:  # what is not kept is not shown as done
+                self.show_part(block, np.full((len(block), self.live.embeddings.shape[1]), np.nan, np.float16))
             self.live.record["partial"] = self.live.done_in_words
             if self.kept and self._anything_new:
                 with suppress(StoreError):  # a cache that cannot be written costs time, nothing else
