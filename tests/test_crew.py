@@ -99,6 +99,7 @@ def test_a_killed_worker_loses_nothing(crew, alone, slide, tiny_model, tmp_path,
         progress=job,
     )  # fmt: skip
     assert job.killed
+    assert any("a worker ended" in text for text in job.notes)
     same(done, alone)
     assert job.snapshot().done == len(done.tiles)
     assert [p.name for p in tmp_path.iterdir()] == ["a.peka.zarr"]
@@ -200,8 +201,8 @@ def test_of_many_slides_workers_do_whole_ones_and_share_the_last(crew, alone, ti
     done = {
         o.number: o
         for o in predict_many(
-            slides, tiny_model, tmp_path / "out", genes=["ERBB2"], config=CONFIG, pile=pile, progress_of=progress_of,
-            forward=crew.forward(tiny_model, CONFIG),
+            slides, tiny_model, str(tmp_path / "out"), genes=["ERBB2"], config=CONFIG, pile=pile,
+            progress_of=progress_of, forward=crew.forward(tiny_model, CONFIG),
         )
     }  # fmt: skip
     assert sorted(done) == sorted(watched) == [0, 1, 2, 3, 4]
@@ -209,6 +210,7 @@ def test_of_many_slides_workers_do_whole_ones_and_share_the_last(crew, alone, ti
     assert "no slide or image" in str(done[1].error)
     for i in (0, 2, 3, 4):
         assert done[i].error is None
+        assert done[i].entry["pictures"] == [str(tmp_path / "out" / f"{i}.ERBB2.png")]
         assert (tmp_path / "out" / f"{i}.ERBB2.png").exists()
         same(peka.read_prediction(done[i].entry["output"]), alone)
     again = list(
@@ -238,10 +240,13 @@ def test_workers_of_another_version_are_refused(crew, tiny_model, monkeypatch):
 def test_what_is_no_cluster_is_one_sentence(capsys, tmp_path, monkeypatch):
     slide = tmp_path / "a.tif"
     base = ["predict", str(slide), "--model", "demo", "-o", str(tmp_path / "out")]
+    scheduler_file = tmp_path / "other.json"
+    scheduler_file.write_text("{}")
     monkeypatch.setenv("PATH", str(tmp_path))
     for more, said in (
         (["--cluster", "tcp://127.0.0.1:9"], "no cluster answers at tcp://127.0.0.1:9; give local, slurm"),
         (["--cluster", "nonsense://x"], "no cluster answers at nonsense://x"),
+        (["--cluster", str(scheduler_file)], "or its scheduler file"),
         (["--cluster", "slurm"], "sbatch is not here"),
         (["--cluster", "tcp://127.0.0.1:9", "--workers", "2"], "has its own workers"),
         (["--workers", "2"], "give --cluster"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from napari_peka.io.sample import sample_section, sample_sections, sample_slide
     from napari_peka.io.section import Section, read_section, read_sections
     from napari_peka.io.slide import Slide, open_slide
+    from napari_peka.io.slide_list import list_slides
     from napari_peka.io.statistics import (
         compare_regions,
         gene_set_score,
@@ -62,6 +63,7 @@ _FACE = {
     "gene_set_score": "io.statistics",
     "gene_table": "io.statistics",
     "known_genes": "io.statistics",
+    "list_slides": "io.slide_list",
     "load_forward": "workflows.predict",
     "load_model": "models.zoo",
     "open_crew": "workflows.crew",
@@ -90,7 +92,8 @@ __all__ = [
     "BenchmarkConfig", "Check", "Estimate", "EvaluateConfig", "EvaluationReport", "PekaError", "PredictConfig",
     "Prediction", "RefitConfig", "Section", "Slide", "TrainConfig", "benchmark", "check", "compare_regions", "estimate",
     "evaluate",
-    "find_tissue", "fit_affine", "gene_set_score", "gene_table", "known_genes", "load_forward", "load_model",
+    "find_tissue", "fit_affine", "gene_set_score", "gene_table", "known_genes", "list_slides", "load_forward",
+    "load_model",
     "open_crew", "open_slide", "plan_tiles", "predict", "predict_many", "read_gene_sets", "read_prediction",
     "read_regions", "read_report", "read_section", "read_sections", "refit", "region_table", "regions_by_name",
     "sample_section", "sample_sections", "sample_slide", "train", "with_model", "write_map",

@@ -481,4 +481,12 @@ def _in_words(name: str, before: Any, now: Any) -> str:
     said = DIFFERS.get(name, f"another {name}")
     if name == "mpp" and before:
         return f"{said} ({before[-1]:.4g}, now {now[-1]:.4g})"
-    return f"{said} ({before}, now {now})" if name in ("precision", "device") and before else said
+    if name == "precision" and before:
+        return f"{said} or another backend ({_by(before)}, now {_by(now)}; see --precision and --backend)"
+    return f"{said} ({before}, now {now})" if name == "device" and before else said
+
+
+def _by(precision: str) -> str:
+    """Return a number format and who computes in it, in words."""
+    number, _, backend = str(precision).partition(", ")
+    return f"{number} by {backend or 'torch'}"

@@ -54,6 +54,8 @@ ITEM_BLOCKS = 64
 UNDER_WAY = 2
 #: seconds between two looks at what is done, and at whether somebody wants a stop
 LOOK_S = 0.2
+#: seconds after which it is said that workers are waited for
+LONG_S = 10.0
 #: seconds that a network disk may take to show here what a worker wrote
 SEEN_S = 60.0
 _number = count()
@@ -87,9 +89,12 @@ def open_crew(cluster: str = LOCAL, workers: int | None = None, *, progress: Pro
     progress.stage("waiting for workers")
     with ExitStack() as open_:
         client = open_.enter_context(_client(cluster, workers, open_))
+        began = time.monotonic()
         while not client.nthreads():
             progress.advance(0)
             time.sleep(LOOK_S)
+            if time.monotonic() - began > LONG_S:
+                progress.note(f"no worker of {cluster} is there yet; waiting for the first")
         yield Crew(client, workers or 1)
 
 
@@ -195,9 +200,14 @@ class CrewForward:
         client, schedule, n = self._crew.client, growing.schedule, len(growing.tiles)
         progress.stage("predicting", n, done=n - schedule.tiles_left)
         pace, sent, under_way = _Pace(), list[Block](), set[Any]()
+        seen: set[str] = set()
         try:
             while under_way or len(schedule):
-                workers = max(1, self._crew.n_workers)
+                there = set(client.nthreads())
+                workers = max(1, len(there))
+                if seen - there:
+                    progress.note("a worker ended; what it had in hand is done by another one")
+                seen = there
                 while len(schedule) and len(under_way) < UNDER_WAY * workers:
                     blocks = pace.take(schedule, UNDER_WAY * workers)
                     sent += blocks
@@ -246,6 +256,11 @@ class CrewForward:
                     try:
                         with _as_crew_errors():
                             entry: dict[str, Any] = future.result()
+                        # workers have whole paths; a person reads theirs
+                        entry |= {
+                            "output": str(task.folder / Path(entry["output"]).name),
+                            "pictures": [str(task.folder / Path(p).name) for p in entry["pictures"]],
+                        }
                         yield task, entry, None
                     except Exception as e:  # noqa: BLE001 - other slides must not pay for this one
                         yield task, {}, e
@@ -352,7 +367,7 @@ def _client(cluster: str, workers: int | None, open_: ExitStack) -> Any:
     where = {"scheduler_file": cluster} if file.is_file() else {"address": cluster}
     try:
         return Client(**where, timeout=10)
-    except (OSError, TimeoutError, ValueError) as e:
+    except Exception as e:  # of dask, of the network, or of a file that is none of a scheduler
         known = ", ".join((LOCAL, *SCHEDULERS))
         raise CrewError(
             f"no cluster answers at {cluster}; give {known}, a scheduler's address such as tcp://10.0.0.1:8786, or its "
@@ -382,8 +397,8 @@ def _local(workers: int | None) -> Any:
         for i in range(n)
     }  # fmt: skip
     options = {"host": LOOPBACK, "dashboard": False, "dashboard_address": ANY_PORT}
-    # what workers log of their coming and going is no news to whoever waits for a map
-    quiet = {"distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": "error"}
+    # what workers log of their coming and going is no news to whoever waits for a map, and errors are told here
+    quiet = {"distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": "critical"}
     with dask.config.set(quiet):
         return SpecCluster(workers=specs, scheduler={"cls": Scheduler, "options": options}, silence_logs=logging.ERROR)
 

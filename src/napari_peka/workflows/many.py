@@ -110,7 +110,7 @@ def check_names(slides: Sequence[Path]) -> None:
 def predict_many(
     slides: Sequence[Path | str],
     model: Model,
-    output: Path | Callable[[Path], Path],
+    output: Path | str | Callable[[Path], Path],
     *,
     genes: Sequence[str] = (),
     roi: Path | None = None,
@@ -126,7 +126,7 @@ def predict_many(
     Parameters
     ----------
     slides
-        Files.
+        Files. Of folders and manifests :func:`list_slides` gives them.
     model
         From :func:`load_model`.
     output
@@ -156,7 +156,7 @@ def predict_many(
     maker = forward or load_forward(model, config)
     tasks = [
         Task(
-            i, slide, output(slide) if callable(output) else output, tuple(genes), roi,
+            i, slide, Path(output(slide) if callable(output) else output), tuple(genes), roi,
             mpp(slide) if callable(mpp) else mpp, overwrite,
         )
         for i, slide in enumerate(map(Path, slides))
