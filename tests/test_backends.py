@@ -284,3 +284,8 @@ def test_a_module_of_another_kind_is_run_by_torch_as_before():
     forward = Forward(lambda: torch.nn.Flatten(), CPU, torch.float32)
     assert forward.precision == "float32"
     assert forward(np.ones((2, 1, 1, 3), np.uint8)).shape == (2, 3)
+
+
+def test_a_cpu_refuses_a_format_that_it_does_not_compute_in():
+    with pytest.raises(SettingError, match="on a CPU choose bf16 or fp32"):
+        peka.load_forward(peka.load_model("demo"), peka.PredictConfig(device="cpu", precision="fp16"))

@@ -442,6 +442,9 @@ def test_the_command_writes_and_says_what(result, regions, tissue_tiff, tmp_path
     assert err[-1].startswith("error: ")
     assert "is there already" in err[-1]
     (tmp_path / "s.gmt").write_text("MINE\t\tKRT8\tERBB2\n")
+    run("export", result, "--to", "geojson", "-o", tmp_path / "all.geojson", "--genes", "all")
+    first = json.loads((tmp_path / "all.geojson").read_text())["features"][0]
+    assert len(first["properties"]["measurements"]) >= len(peka.read_prediction(result).genes)
     run("export", result, "--to", "csv", "-o", tmp_path / "s.csv", "--gene-sets", f"{tmp_path / 's.gmt'}, MINE", code=2)
     run("export", result, "--to", "csv", "-o", tmp_path / "s.csv", "--gene-sets", tmp_path / "s.gmt")
     assert pd.read_csv(tmp_path / "s.csv").columns[-1] == "score_MINE"

@@ -280,7 +280,7 @@ def export(
     result: Annotated[Path, typer.Argument(help="A result, RESULT.peka.zarr.", readable=False)],
     to: Annotated[str, typer.Option(help="h5ad, spatialdata, ome-zarr, ome-tiff, geojson, csv, png or svg.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="File with the format's ending, or a folder.")],
-    genes: Annotated[str | None, typer.Option(help="Genes, separated by commas.")] = None,
+    genes: Annotated[str | None, typer.Option(help="Genes, separated by commas; all: all of them.")] = None,
     gene_sets: Annotated[
         str | None,
         typer.Option(help="Sets of genes whose scores are added: FILE.gmt, or published ones by name; by commas."),
@@ -307,6 +307,7 @@ def export(
     format_of(to)
     prediction = read_prediction(result)
     wanted = None if genes is None else [g.strip() for g in genes.split(",") if g.strip()]
+    wanted = list(prediction.genes) if wanted == ["all"] else wanted
     sets = {} if gene_sets is None else gene_sets_of([s.strip() for s in gene_sets.split(",") if s.strip()])
     named = {} if regions is None else regions_by_name(regions)
     with ExitStack() as opened, console_progress(result.name) as progress:

@@ -352,8 +352,10 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     Raises
     ------
     SettingError
-        If there is no such format.
+        If there is no such format, or the device does not compute in it.
     """
+    if name == "fp16" and device.type == "cpu":
+        raise SettingError("fp16 is computed on GPUs alone; on a CPU choose bf16 or fp32")
     if name in PRECISIONS:
         return PRECISIONS[name]
     if name != "auto":
