@@ -171,7 +171,7 @@ def test_a_run_goes_on_with_the_backend_that_began_it(config, slide, tiny_model,
     with pytest.raises(Cancelled):
         peka.predict(slide, tiny_model, output=tmp_path / "a.peka.zarr", config=config, on_block=stop)
     other = config.model_copy(update={"backend": TORCH})
-    with pytest.raises(OutputMismatch, match=rf"\(float32 by {config.backend}, now float32 by torch; see"):
+    with pytest.raises(OutputMismatch, match=rf"\(float32 by {config.backend}, now float32 by torch\)"):
         peka.predict(slide, tiny_model, output=tmp_path / "a.peka.zarr", config=other)
 
 

@@ -50,7 +50,7 @@ def test_it_counts_the_tiles_and_times_a_few(slide, tiny_model, monkeypatch):
     passes = []
     call = Forward._pass
     monkeypatch.setattr(Forward, "_pass", lambda self, t: passes.append(len(t)) or call(self, t))
-    found = peka.estimate(slide, tiny_model, config=CPU, tiles=16)
+    found = peka.estimate(slide, tiny_model, config=CPU.model_copy(update={"batch_size": 32}), tiles=16)
     tiles = peka.plan_tiles(slide, tiny_model, CPU)
     assert found.tiles == found.tiles_left == len(tiles)
     assert found.tile_um == tiles.spec.footprint_um

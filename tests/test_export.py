@@ -454,4 +454,4 @@ def test_the_command_writes_and_says_what(result, regions, tissue_tiff, tmp_path
     assert "there are h5ad, spatialdata" in err[-1]
     _, err = run("export", tmp_path / "none.peka.zarr", "--to", "csv", "-o", tmp_path / "x", code=2)
     assert "there is no result" in err[-1]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5ad", "r.geojson", "s.csv", "s.gmt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5ad", "all.geojson", "r.geojson", "s.csv", "s.gmt"]

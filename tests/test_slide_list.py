@@ -45,7 +45,7 @@ def test_a_slide_that_is_a_folder_is_one(tmp_path):
 
 
 def test_what_names_no_slide_is_one_sentence(tmp_path):
-    with pytest.raises(SlideError, match="no slide lies in the folder"):
+    with pytest.raises(SlideError, match="no slide or image lies in the folder"):
         list_slides([tmp_path])
     (tmp_path / "list.csv").write_text("file\na.svs\n")
     with pytest.raises(SectionError, match="needs a header with a column path"):

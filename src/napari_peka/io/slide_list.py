@@ -34,7 +34,11 @@ class Listed:
 
 def slides_of(path: Path) -> list[Path]:
     """Return a file itself, or the slides that lie in a folder; a slide that is a folder is one."""
-    if not path.is_dir() or path.name.lower().endswith(ENDINGS):
+    try:
+        is_slide = not path.is_dir() or path.name.lower().endswith(ENDINGS)
+    except (OSError, ValueError):  # a name that cannot be: whoever opens it says so
+        is_slide = True
+    if is_slide:
         return [path]
     return sorted(p for p in path.iterdir() if p.name.lower().endswith((*ENDINGS, *PLAIN_ENDINGS)))
 
@@ -66,12 +70,22 @@ def list_slides(paths: Sequence[Path | str], *, progress: Progress = NULL) -> li
         if path.suffix.lower() == ".csv":
             some = [Listed(e.image or e.path, e.mpp) for e in read_manifest(path, progress=progress)]
         elif not (some := [Listed(p) for p in slides_of(path)]):
-            raise SlideError(f"no slide lies in the folder {path} (*{', *'.join((*ENDINGS, *PLAIN_ENDINGS))})")
+            raise SlideError(
+                f"no slide or image lies in the folder {path} (*{', *'.join((*ENDINGS, *PLAIN_ENDINGS))}), and it is no "
+                "OME-Zarr; name a slide's own file"
+            )
         by_itself = [one.path for one in some] == [path]
         for one in some:
-            at = one.path.resolve()
+            at = _whole(one.path)
             # who names a file twice may have meant another one, and is told so by whoever uses the list
             if at not in of_groups and (by_itself or at not in named):
                 found.append(one)
             (named if by_itself else of_groups).add(at)
     return found
+
+
+def _whole(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, ValueError):
+        return path

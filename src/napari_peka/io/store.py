@@ -482,7 +482,7 @@ def _in_words(name: str, before: Any, now: Any) -> str:
     if name == "mpp" and before:
         return f"{said} ({before[-1]:.4g}, now {now[-1]:.4g})"
     if name == "precision" and before:
-        return f"{said} or another backend ({_by(before)}, now {_by(now)}; see --precision and --backend)"
+        return f"{said} or another backend ({_by(before)}, now {_by(now)})"
     return f"{said} ({before}, now {now})" if name == "device" and before else said
 
 

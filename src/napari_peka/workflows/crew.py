@@ -145,7 +145,7 @@ class Crew:
             said = self.client.gather(asked)
         if len(kinds := sorted({" on ".join(s) for s in said})) > 1:
             raise CrewError(
-                f"the workers compute differently ({'; '.join(kinds)}): say --device, --precision and --backend that "
+                f"the workers compute differently ({'; '.join(kinds)}): choose a device, a precision and a backend that "
                 "all of them have"
             )
         return CrewForward(self, model, hand.resource, config, said[0])
@@ -337,7 +337,7 @@ def _as_crew_errors() -> Iterator[None]:
     except KilledWorker as e:
         raise CrewError(
             "workers ended again and again on the same tiles, for want of memory or by their scheduler's order: give "
-            "them more memory or time, or a smaller --batch-size; the same command goes on from here"
+            "them more memory or time, or choose a smaller batch size; the same command goes on from here"
         ) from e
     except (CommClosedError, CancelledError, FuturesCancelledError, TimeoutError) as e:
         raise CrewError("the cluster is lost; the same command goes on from here when it is back") from e
@@ -362,7 +362,7 @@ def _client(cluster: str, workers: int | None, open_: ExitStack) -> Any:
         jobs.scale(jobs=workers or 1)
         return Client(jobs)
     if workers is not None:
-        raise SettingError(f"the cluster at {cluster} has its own workers; leave --workers away")
+        raise SettingError(f"the cluster at {cluster} has its own workers; leave the number of workers away")
     file = Path(cluster)
     where = {"scheduler_file": cluster} if file.is_file() else {"address": cluster}
     try:
@@ -412,7 +412,7 @@ def _jobs(name: str) -> Any:
     kind: Callable[[], Any] = getattr(dask_jobqueue, SCHEDULERS[name])
     command = str(kind.job_cls.submit_command).split()[0]  # type: ignore[attr-defined]
     if shutil.which(command) is None:
-        raise SettingError(f"{command} is not here: --cluster {name} asks it for jobs; run this on a login node")
+        raise SettingError(f"{command} is not here: the cluster {name} asks it for jobs; run this on a login node")
     if unsaid := [k for k in ("cores", "memory") if dask.config.get(f"jobqueue.{name}.{k}", None) is None]:
         raise SettingError(
             f"say in ~/.config/dask/jobqueue.yaml what a job of {name} has ({' and '.join(unsaid)} are missing); the "
