@@ -71,8 +71,8 @@ def list_slides(paths: Sequence[Path | str], *, progress: Progress = NULL) -> li
             some = [Listed(e.image or e.path, e.mpp) for e in read_manifest(path, progress=progress)]
         elif not (some := [Listed(p) for p in slides_of(path)]):
             raise SlideError(
-                f"no slide or image lies in the folder {path} (*{', *'.join((*ENDINGS, *PLAIN_ENDINGS))}), and it is no "
-                "OME-Zarr; name a slide's own file"
+                f"no slide or image lies in the folder {path} (*{', *'.join((*ENDINGS, *PLAIN_ENDINGS))}), and it is "
+                "no OME-Zarr; name a slide's own file"
             )
         by_itself = [one.path for one in some] == [path]
         for one in some:

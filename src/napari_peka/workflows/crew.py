@@ -145,8 +145,8 @@ class Crew:
             said = self.client.gather(asked)
         if len(kinds := sorted({" on ".join(s) for s in said})) > 1:
             raise CrewError(
-                f"the workers compute differently ({'; '.join(kinds)}): choose a device, a precision and a backend that "
-                "all of them have"
+                f"the workers compute differently ({'; '.join(kinds)}): choose a device, a precision and a backend "
+                "that all of them have"
             )
         return CrewForward(self, model, hand.resource, config, said[0])
 
