@@ -22,7 +22,7 @@ from napari_peka.io.tiles import read_tiles
 #: blocks decoded and waiting: two keep the model fed, more only cost memory (9.6 MB each at 64 tiles of 224 px)
 READ_AHEAD = 2
 #: threads that read at most, and bytes of decoded blocks that they may hold, where more are begun for a slow disk
-MOST_READERS, IN_FLIGHT = 16, 128 << 20
+MOST_READERS, IN_FLIGHT = 16, 256 << 20
 #: reading waits for a disk while the processor works for less than this share of it
 _WAITING = 1 / 3
 #: the model starves when it waits for a block for more than this share of the time that it computes one
