@@ -131,7 +131,7 @@ def item_cost(client, n: int = 500) -> float:
 
 def costs_here(slide, model, config, tissue, done, scratch: Path) -> tuple[float, float]:
     """Return the ms that a block costs to be read back, and the seconds of a map besides."""
-    from napari_peka.io.store import BlockFiles
+    from napari_peka.io.block_files import BlockFiles
 
     files = BlockFiles(scratch, model.head.embedding_dims)
     blocks = done.tiles.blocks()

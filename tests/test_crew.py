@@ -113,7 +113,7 @@ def digest(tiny_model, monkeypatch):
 
 
 def test_what_a_killed_worker_wrote_is_left_alone(slide, tiny_model, digest, tmp_path):
-    from napari_peka.io.store import BlockFiles
+    from napari_peka.io.block_files import BlockFiles
 
     tiles = peka.plan_tiles(slide, tiny_model, CONFIG)
     blocks = tiles.blocks()[1:3]
@@ -134,7 +134,7 @@ def test_what_a_killed_worker_wrote_is_left_alone(slide, tiny_model, digest, tmp
 def test_a_worker_that_sees_or_computes_otherwise_says_so(slide, tiny_model, digest, tmp_path):
     from dataclasses import replace
 
-    from napari_peka.io.store import BlockFiles
+    from napari_peka.io.block_files import BlockFiles
 
     tiles = peka.plan_tiles(slide, tiny_model, CONFIG)
     block = tiles.blocks()[0]

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from napari_peka.core import errors
 from napari_peka.core.errors import PekaError
-from napari_peka.core.progress import NULL, Cancelled, Progress
+from napari_peka.core.progress import NULL, Cancelled, Progress, is_cancelled
 
 T = TypeVar("T")
 OnEvent = Callable[[Any], None]
@@ -182,7 +182,7 @@ def run_in_child(
         while process.is_alive() and relay.last is None:
             process.join(0.05)
             # a job that says nothing for long, as while it imports, hears of a stop too
-            stopped = getattr(progress, "cancelled", False) is True
+            stopped = is_cancelled(progress)
             if (paused := getattr(progress, "paused", None)) is not None and paused != was_paused:
                 (remote.paused.set if paused else remote.paused.clear)()
                 was_paused = paused

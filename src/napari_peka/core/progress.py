@@ -42,6 +42,13 @@ class NullProgress:
 
 
 NULL = NullProgress()
+
+
+def is_cancelled(progress: Progress) -> bool:
+    """Return whether somebody asked for a stop, as far as `progress` tells before its next report."""
+    return getattr(progress, "cancelled", False) is True
+
+
 #: metrics of a job on tiles: seconds that one takes to be read, and to be computed
 READING, COMPUTING = "reading_s", "computing_s"
 

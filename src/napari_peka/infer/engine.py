@@ -49,24 +49,23 @@ def embed(
         valid.
     """
     costs = _Costs()
-    forward.brake.asked = lambda: getattr(progress, "cancelled", False) is True
     ahead = ReadAhead(slide, tiles, schedule, readers, more=more_readers)
     try:
-        since = 0.0
-        for one, rows, values in forward.stream((_InParts(read), read.readable) for read in ahead):
-            one.add(rows, values)
-            if not one.whole:
-                if on_part is not None:
-                    on_part(one.block, one.embeddings)
-                progress.advance(0)  # a pause is kept within a block too
-                continue
-            now = perf_counter()
-            cost = costs.add(len(one.block), one.reading_s, now - max(since, one.began))
-            since = now
-            on_block(one.block, one.embeddings, one.ok)
-            progress.advance(len(one.block), **cost)
+        with forward.brake.heeding(progress):
+            since = 0.0
+            for one, rows, values in forward.stream((_InParts(read), read.readable) for read in ahead):
+                one.add(rows, values)
+                if not one.whole:
+                    if on_part is not None:
+                        on_part(one.block, one.embeddings)
+                    progress.advance(0)  # a pause is kept within a block too
+                    continue
+                now = perf_counter()
+                cost = costs.add(len(one.block), one.reading_s, now - max(since, one.began))
+                since = now
+                on_block(one.block, one.embeddings, one.ok)
+                progress.advance(len(one.block), **cost)
     finally:
-        forward.brake.release()
         ahead.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from napari_peka.core.errors import DeviceError
-from napari_peka.core.progress import Cancelled
+from napari_peka.core.progress import Cancelled, Progress, is_cancelled
 from napari_peka.models.backends import TORCH
 
 K = TypeVar("K")
@@ -40,9 +41,14 @@ class Brake:
     def __init__(self) -> None:
         self.asked: Callable[[], bool] = _never
 
-    def release(self) -> None:
-        """Ask nobody any more."""
-        self.asked = _never
+    @contextmanager
+    def heeding(self, progress: Progress) -> Iterator[None]:
+        """Stop when `progress` says that it is cancelled, as long as the ``with`` block lasts."""
+        self.asked = lambda: is_cancelled(progress)
+        try:
+            yield
+        finally:
+            self.asked = _never
 
     def __call__(self, *_: Any) -> None:
         """Raise :class:`Cancelled` if somebody wants a stop; called before each layer."""

@@ -25,6 +25,7 @@ from napari_peka.core.geometry import Block, TileSpec, TileTable
 from napari_peka.core.head import GeneHead
 from napari_peka.core.neighbours import Neighbours, neighbour_mean
 from napari_peka.core.raster import Raster
+from napari_peka.io.block_files import BlockFiles
 
 #: 2: values need more than embedding times weights, or the tiles have a footprint; other results keep 1
 FORMAT = 2
@@ -176,50 +177,6 @@ def result_path(output: Path | str) -> Path:
     if path.suffix != ".zarr":
         raise StoreError(f"the output {path} must end in .zarr (such as {path.name or 'case'}.peka.zarr)")
     return path
-
-
-@dataclass(frozen=True)
-class BlockFiles:
-    """Finished blocks of an unfinished map, a file each, whole or not there.
-
-    Parameters
-    ----------
-    folder
-        Where they are.
-    n_dims
-        Width of an embedding.
-    """
-
-    folder: Path
-    n_dims: int
-
-    def path(self, index: int) -> Path:
-        """Return where a finished block is kept."""
-        return self.folder / f"{index:06d}.safetensors"
-
-    def read(self, index: int, n: int) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_]] | None:
-        """Return ``(embeddings, read_ok)`` of a finished block of `n` tiles, or None."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-
-        try:
-            data = load(self.path(index).read_bytes())
-            embeddings, ok = data["embeddings"], data["read_ok"]
-        except (FileNotFoundError, SafetensorError, KeyError):
-            return None
-        if embeddings.shape != (n, self.n_dims) or ok.shape != (n,):
-            return None
-        return embeddings, ok.astype(bool)
-
-    def write(self, index: int, embeddings: npt.NDArray[np.float16], ok: npt.NDArray[np.bool_]) -> None:
-        """Keep a finished block: ``embeddings (n, d)`` and ``read_ok (n,)``."""
-        from safetensors.numpy import save
-
-        data = {
-            "embeddings": np.ascontiguousarray(embeddings, np.float16),
-            "read_ok": np.ascontiguousarray(ok),
-        }
-        files.write_whole(self.path(index), save(data))
 
 
 class RunStore:

@@ -26,7 +26,7 @@ from napari_peka.config import PredictConfig
 from napari_peka.core.errors import CrewError, PekaError, SettingError
 from napari_peka.core.files import make_folder
 from napari_peka.core.geometry import Block
-from napari_peka.core.progress import NULL, Cancelled, Progress
+from napari_peka.core.progress import NULL, Cancelled, Progress, is_cancelled
 from napari_peka.infer.schedule import Schedule
 from napari_peka.workflows.crew_work import Done, Item, describe, find_tissue_of, work, work_on_slide
 from napari_peka.workflows.growing import Growing
@@ -218,7 +218,7 @@ class CrewForward:
                 for done in finished.values():
                     pace.add(done)
                     progress.advance(done.tiles, **done.costs)
-                if getattr(progress, "cancelled", False) is True:
+                if is_cancelled(progress):
                     raise Cancelled("stopped while workers were computing")
         finally:
             client.cancel(list(under_way), force=True)

@@ -16,7 +16,7 @@ from napari_peka.config import PredictConfig
 from napari_peka.core.errors import CrewError
 from napari_peka.core.geometry import Block, TileTable
 from napari_peka.core.progress import JobProgress, NullProgress
-from napari_peka.io.store import BlockFiles
+from napari_peka.io.block_files import BlockFiles
 
 if TYPE_CHECKING:
     from napari_peka.infer.forward import Forward

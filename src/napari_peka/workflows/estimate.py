@@ -236,11 +236,8 @@ def _measure(slide: Slide, table: TileTable, forward: Forward, tiles: int, progr
     progress.stage("loading the model")
     _ = forward.module
     progress.stage("computing a few tiles", 2 * tiles)  # as many again to warm up, at most
-    forward.brake.asked = lambda: getattr(progress, "cancelled", False) is True
-    try:
+    with forward.brake.heeding(progress):
         return reading, _computing(cycle(images), forward, tiles, progress)
-    finally:
-        forward.brake.release()
 
 
 def _computing(images: Iterator[npt.NDArray[np.uint8]], forward: Forward, tiles: int, progress: Progress) -> float:

@@ -22,7 +22,7 @@ from napari_peka.workflows.predict import load_forward, plan_tiles
 if TYPE_CHECKING:
     import torch
 
-    from napari_peka.infer.engine import Forward
+    from napari_peka.infer.forward import Forward
     from napari_peka.models.bundle import Model
 
 #: tiles of a pass
@@ -192,14 +192,14 @@ def _timed(
     began = perf_counter()
     _ = forward.module
     loading = perf_counter() - began
-    forward.brake.asked = lambda: getattr(progress, "cancelled", False) is True
     took: list[float] = []
-    while len(took) < 2 or sum(took[1:]) < seconds:  # the first allocates
-        began = perf_counter()
-        embeddings = forward(tiles)
-        took.append(perf_counter() - began)
-        if took[0] > 10 * seconds:
-            break
+    with forward.brake.heeding(progress):
+        while len(took) < 2 or sum(took[1:]) < seconds:  # the first allocates
+            began = perf_counter()
+            embeddings = forward(tiles)
+            took.append(perf_counter() - began)
+            if took[0] > 10 * seconds:
+                break
     spent = took[1:] or took
     return len(tiles) * len(spent) / sum(spent), loading, embeddings
 
