@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import shapely
 import torch
 
 import napari_peka as peka
+from napari_peka.core.progress import Cancelled, JobProgress
 from napari_peka.infer.forward import Forward
 
 CONFIG = peka.PredictConfig(device="cpu", precision="fp32", batch_size=8)
@@ -86,3 +89,44 @@ def test_memory_that_runs_out_halves_the_pass_and_loses_no_tile():
     parts = list(forward.stream([("a", tiles)]))
     np.testing.assert_array_equal(np.concatenate([v for _, _, v in parts]), tiles.reshape(10, 3))
     assert forward.batch_size <= 3
+
+
+def test_an_engines_passes_overlap_come_out_in_order_and_are_halved_too():
+    """Two passes meet: neither waits for the other to end."""
+    together = threading.Barrier(2, timeout=30)
+
+    class Engine(torch.nn.Module):
+        def forward(self, tiles):
+            if len(tiles) > 4:
+                raise RuntimeError("not enough memory")
+            if len(tiles) == 4:
+                together.wait()
+            return tiles.flatten(1).float()
+
+    forward = Forward(Engine, torch.device("cpu"), torch.float32, batch_size=4, backend="openvino")
+    tiles = np.arange(54, dtype=np.uint8).reshape(18, 1, 1, 3)
+    parts = list(forward.stream([("a", tiles)]))
+    assert [rows.start for _, rows, _ in parts] == [0, 4, 8, 12, 16]
+    np.testing.assert_array_equal(np.concatenate([v for _, _, v in parts]), tiles.reshape(18, 3))
+    larger = Forward(Engine, torch.device("cpu"), torch.float32, batch_size=6, backend="openvino")
+    np.testing.assert_array_equal(larger(tiles), tiles.reshape(18, 3))
+    assert larger.batch_size == 3
+
+
+def test_a_stop_reaches_an_engines_passes():
+    class Engine(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Flatten()
+
+        def forward(self, tiles):
+            return self.layer(tiles).float()
+
+    forward = Forward(Engine, torch.device("cpu"), torch.float32, batch_size=2, backend="openvino")
+    progress = JobProgress()
+    with forward.brake.heeding(progress):
+        passes = forward.stream([("a", np.zeros((8, 1, 1, 3), np.uint8))])
+        next(passes)
+        progress.cancel()
+        with pytest.raises(Cancelled):
+            list(passes)

@@ -11,6 +11,7 @@ import pytest
 import shapely
 
 import napari_peka as peka
+from napari_peka.core.errors import SettingError
 from napari_peka.core.progress import Cancelled, JobProgress
 from napari_peka.infer.forward import Forward
 from napari_peka.io import cache
@@ -196,3 +197,23 @@ def test_the_cache_stays_in_its_room(slide, tiny_model, monkeypatch):
     peka.predict(slide, tiny_model, config=finer, region=shapely.box(900, 900, 1800, 1800))
     (new,) = kept_files()
     assert new.path != kept.path
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [(ENVIRONMENT, "yes"), (cache.ROOM_ENVIRONMENT, "many"), (cache.ROOM_ENVIRONMENT, "-1")],
+)
+def test_nonsense_in_the_environment_is_told_before_anything_is_computed(
+    slide, tiny_model, computed, monkeypatch, name, said
+):
+    monkeypatch.setenv(name, said)
+    with pytest.raises(SettingError, match=f"{name} must be .*, got '{said}'"):
+        peka.predict(slide, tiny_model, config=CONFIG)
+    assert not computed
+    cache.tidy()  # after a job it disturbs nobody
+
+
+def test_nonsense_for_the_memory_of_a_slide_is_no_fault_of_the_file(tissue_tiff, monkeypatch):
+    monkeypatch.setenv("NAPARI_PEKA_SLIDE_MEMORY", "1GB")
+    with pytest.raises(SettingError, match="NAPARI_PEKA_SLIDE_MEMORY must be MiB"):
+        peka.open_slide(tissue_tiff)

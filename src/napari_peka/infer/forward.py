@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -19,6 +20,8 @@ from napari_peka.models.backends import TORCH
 K = TypeVar("K")
 Images = npt.NDArray[np.uint8]
 Embeddings = npt.NDArray[np.float16]
+#: asks for what a pass gives, and waits for it
+Fetch = Callable[[], Embeddings]
 
 
 class Tiles(Protocol):
@@ -91,8 +94,9 @@ class Forward:
     ) -> None:
         self._build, self.device, self.dtype, self.digest, self.backend = build, device, dtype, digest, backend
         self.batch_size = batch_size or (_few(dtype) if device.type == "cpu" else 128)
-        #: passes that are handed to the device before the results of the first are asked for: it never waits
-        self.ahead = 1 if device.type == "cuda" else 0
+        #: passes that are begun before the results of the first are asked for: a GPU never waits, nor does a stream of
+        #: an engine for the others
+        self.ahead = 1 if device.type == "cuda" or backend != TORCH else 0
         self.brake = Brake()
 
     @property
@@ -123,24 +127,48 @@ class Forward:
         groups
             What each group is called, and its tiles. The next one is asked for while a GPU still computes.
         """
-        begun: deque[tuple[K, slice, _Queued]] = deque()
+        _ = self.module  # passes that are begun together must not build it each
+        begun: deque[tuple[K, int, Images, Fetch]] = deque()
         for name, tiles in groups:
             at = 0
             while at < len(tiles):
                 part = tiles[at : at + self.batch_size]
-                try:
-                    queued = self._pass(part)
-                except RuntimeError as e:
-                    if not _out_of_memory(e):
-                        raise
-                    self._take_fewer(len(part), e)
-                    continue
-                begun.append((name, slice(at, at + len(part)), queued))
+                begun.append((name, at, part, self._begin(part)))
                 at += len(part)
                 while len(begun) > self.ahead:
-                    yield _fetched(*begun.popleft())
+                    yield from self._fetched(*begun.popleft())
         while begun:
-            yield _fetched(*begun.popleft())
+            yield from self._fetched(*begun.popleft())
+
+    def _begin(self, part: Images) -> Fetch:
+        """Begin a pass, as far as it can be computed while others are; what goes wrong is told by who fetches it."""
+        if self.device.type == "cuda":
+            try:
+                return self._pass(part).fetch
+            except RuntimeError as e:
+                return partial(_raise, e)
+        if self.ahead and self.backend != TORCH:
+            return self._threads.submit(lambda: self._pass(part).fetch()).result
+        return lambda: self._pass(part).fetch()
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1 + self.ahead, thread_name_prefix="peka-pass")
+
+    def _fetched(self, name: K, at: int, part: Images, fetch: Fetch) -> Iterator[tuple[K, slice, Embeddings]]:
+        """Yield what a pass gives; in smaller passes where its memory did not do."""
+        try:
+            values = fetch()
+        except RuntimeError as e:
+            if not _out_of_memory(e):
+                raise
+            self._take_fewer(len(part), e)
+            step = self.batch_size  # may become smaller within this loop
+            for first in range(0, len(part), step):
+                fewer = part[first : first + step]
+                yield from self._fetched(name, at + first, fewer, self._begin(fewer))
+            return
+        yield name, slice(at, at + len(part)), values
 
     def _take_fewer(self, tiles: int, e: RuntimeError) -> None:
         if self.batch_size == 1:
@@ -179,11 +207,15 @@ class _Queued(NamedTuple):
     values: torch.Tensor
     there: torch.cuda.Event | None = None
 
+    def fetch(self) -> Embeddings:
+        """Wait for them."""
+        if self.there is not None:
+            self.there.synchronize()
+        return self.values.numpy()
 
-def _fetched(name: K, rows: slice, queued: _Queued) -> tuple[K, slice, Embeddings]:
-    if queued.there is not None:
-        queued.there.synchronize()
-    return name, rows, queued.values.numpy()
+
+def _raise(e: RuntimeError) -> Embeddings:
+    raise e
 
 
 def _few(dtype: torch.dtype) -> int:

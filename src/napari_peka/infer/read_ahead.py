@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 from time import perf_counter, thread_time
 from typing import Protocol
 
@@ -150,12 +151,13 @@ class ReadAhead:
         if not self._more or self._since <= n:  # the first block of a new reader is always waited for
             return
         if waited > _STARVING * computing and item.cpu_seconds < _WAITING * item.seconds:
-            most = MOST_READERS
+            # as many as read a block in the time in which one is computed, and its pixels by the processor
+            wanted, most = ceil(item.seconds / max(computing, item.cpu_seconds, 1e-3)), MOST_READERS
         elif waited > computing:
-            most = min(MOST_READERS, os.cpu_count() or 1)
+            wanted, most = 2 * n, min(MOST_READERS, os.cpu_count() or 1)
         else:
             return
-        self._start(min(2 * n, most, IN_FLIGHT // self._largest - READ_AHEAD) - n)
+        self._start(min(max(2 * n, wanted), most, IN_FLIGHT // self._largest - READ_AHEAD) - n)
         self._since = 0
 
     def _read_all(self) -> None:

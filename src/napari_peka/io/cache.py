@@ -5,6 +5,7 @@ Cut tiles, what a model saw in them, and images that exist only inside a file.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 import platformdirs
 
 from napari_peka.core import files
-from napari_peka.core.errors import StoreError
+from napari_peka.core.errors import SettingError, StoreError
 
 ENVIRONMENT = "NAPARI_PEKA_CACHE"
 #: names the room for all of it, in GB; 0: no limit
@@ -107,18 +108,32 @@ def touch(path: Path) -> None:
         os.utime(path)
 
 
-def tidy() -> None:
-    """Remove what was not used for longest until all fits the room, ``$NAPARI_PEKA_CACHE_GB`` or 20 GB.
+def room_gb() -> float:
+    """Return the room for all that is kept, in GB: ``$NAPARI_PEKA_CACHE_GB`` or 20; 0: no limit.
 
-    Nothing that was used within a day goes: a job may be at work with it.
+    Raises
+    ------
+    SettingError
+        If the variable is no such number.
     """
     said = os.environ.get(ROOM_ENVIRONMENT, "")
     try:
-        gb = float(said) if said else ROOM_GB
-    except ValueError:  # no number is no wish
-        gb = ROOM_GB
-    if gb > 0:
-        with suppress(StoreError):  # nothing is lost where it cannot be tidied
+        gb = float(said or ROOM_GB)
+    except ValueError:
+        gb = math.nan
+    if not 0 <= gb < math.inf:
+        raise SettingError(f"the environment variable {ROOM_ENVIRONMENT} must be GB from 0 up, got {said!r}")
+    return gb
+
+
+def tidy() -> None:
+    """Remove what was not used for longest until all fits the :func:`room_gb`.
+
+    Nothing that was used within a day goes: a job may be at work with it.
+    """
+    # nothing is lost where it cannot be tidied, and a wrong wish was told before the job
+    with suppress(StoreError, SettingError):
+        if gb := room_gb():
             prune(older_than_days=1.0, keep_bytes=round(gb * 1e9))
 
 

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.core import files
+from napari_peka.core.errors import SettingError
 from napari_peka.core.geometry import TileTable
-from napari_peka.io.cache import EMBEDDINGS, cache_folder, kept_in, tidy, touch
+from napari_peka.io.cache import EMBEDDINGS, cache_folder, kept_in, room_gb, tidy, touch
 
 ENVIRONMENT = "NAPARI_PEKA_REUSE"
 _PLACE, _EMBEDDINGS = "grid_yx", "embeddings"
@@ -51,8 +52,17 @@ class KeptTiles:
             Of the run; its identity and the model's ``embedding_digest`` name the file.
         tiles, n_dims
             Its tiles, and the width of an embedding.
+
+        Raises
+        ------
+        SettingError
+            If that variable, or the one for the cache's room, is nonsense: told before anything is computed.
         """
-        if tiles.grid_yx is None or os.environ.get(ENVIRONMENT) == "0":
+        said = os.environ.get(ENVIRONMENT) or "1"
+        if said not in ("0", "1"):
+            raise SettingError(f"the environment variable {ENVIRONMENT} must be 0 or 1, got {said!r}")
+        room_gb()
+        if tiles.grid_yx is None or said == "0":
             return None
         decides = {k: v for k, v in record["identity"].items() if k not in _BESIDE}
         decides["encoder"] = record["model"]["embedding_digest"]

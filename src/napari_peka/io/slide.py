@@ -20,7 +20,7 @@ from napari_peka.core.errors import MissingResolution, SettingError, SlideError,
 from napari_peka.core.geometry import Rect
 from napari_peka.io.fingerprint import fingerprint
 from napari_peka.io.lazy import LazyLevel, levels_of
-from napari_peka.io.readers.base import Claim, KnownDamage, Reader, UInt8Array
+from napari_peka.io.readers.base import Claim, KnownDamage, Reader, UInt8Array, cache_bytes
 from napari_peka.io.readers.choose import candidates, fastest
 from napari_peka.io.resample import Source, filled, in_parts, resample, shrink_for
 
@@ -58,7 +58,7 @@ def open_slide(path: str | Path, *, mpp: float | tuple[float, float] | None = No
     SlideError
         If no reader opens it; the message names each reader and its reason.
     SettingError
-        If `mpp` is no number between 0.01 and 100.
+        If `mpp` is no number between 0.01 and 100, or ``$NAPARI_PEKA_SLIDE_MEMORY`` no number of MiB.
     """
     return Slide(path, mpp=mpp)
 
@@ -90,6 +90,7 @@ class Slide:
 
     def __init__(self, path: str | Path, *, mpp: float | tuple[float, float] | None = None) -> None:
         self._override = _checked_mpp(mpp)
+        cache_bytes()  # a wrong wish is told as such, not as a reader's reason to refuse the file
         self.path = Path(path)
         self._readers = candidates(self.path)
         self._pixels: Reader | None = None

@@ -61,16 +61,17 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     SettingError
         If there is no such backend, it is not installed, or does not compute on this device or in this format.
     """
-    if name == "auto":
-        name = os.environ.get(ENVIRONMENT) or "auto"
+    by = ""
+    if name == "auto" and (said := os.environ.get(ENVIRONMENT)):
+        name, by = said, f" (the environment variable {ENVIRONMENT} asks for it)"
     if name == "auto":
         return TORCH if _why_not(OPENVINO, device, dtype) else OPENVINO
     if name == TORCH:
         return name
     if name not in ENGINES:
-        raise SettingError(f"there is no backend {name!r}; one of auto, {TORCH}, {', '.join(ENGINES)}")
+        raise SettingError(f"there is no backend {name!r}{by}; one of auto, {TORCH}, {', '.join(ENGINES)}")
     if why := _why_not(name, device, dtype):
-        raise SettingError(why)
+        raise SettingError(why + by)
     return name
 
 
@@ -85,9 +86,13 @@ def _why_not(name: str, device: torch.device, dtype: torch.dtype) -> str:
     if device.type != "cpu":
         return f"the backend {name} computes on the CPU, not on {device}; choose that device, or {TORCH}"
     if dtype not in engine.formats:
-        known = ", ".join(str(f).removeprefix("torch.") for f in engine.formats)
-        return f"the backend {name} computes in {known}; choose one of them, or the backend {TORCH}"
+        known, asked = " and ".join(map(_name, engine.formats)), _name(dtype)
+        return f"the backend {name} computes in {known}, not in {asked}; choose that precision, or the backend {TORCH}"
     return ""
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def compiled(

@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +26,9 @@ from napari_peka.core.errors import StoreError
 Float32Array = npt.NDArray[np.float32]
 #: images that one stream of an engine computes together: more gain nothing on a CPU
 AT_ONCE = 4
-#: times that each stream is given so many before all are waited for
-TURNS = 4
+#: times that each stream is given so many in one pass; two passes overlap, so that no stream waits for the others. Four
+#: times are 1 % faster and take 100 MB more (ViT-S/16, two streams)
+TURNS = 2
 #: bytes of weights beyond which what was compiled is not kept: reading it would take as long as compiling
 _MOST_KEPT = 2 << 30
 
@@ -92,17 +94,16 @@ def openvino_run(load: Load, px: int, dtype: torch.dtype, place: Path) -> Run:
         if _is_small(encoder):
             _keep(kept, program.export_model().getvalue())
     streams = int(program.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-    requests = ov.AsyncInferQueue(program, streams)
+    own = threading.local()  # a request serves one thread at a time
 
-    def function(images: Float32Array) -> Float32Array:
-        done: dict[int, Float32Array] = {}
-        requests.set_callback(lambda request, at: done.__setitem__(at, request.get_output_tensor(0).data.copy()))
-        for at in range(0, len(images), AT_ONCE):
-            requests.start_async([images[at : at + AT_ONCE]], at, share_inputs=True)
-        requests.wait_all()
-        return np.concatenate([done[at] for at in sorted(done)])
+    def few(images: Float32Array) -> Float32Array:
+        if not hasattr(own, "request"):
+            own.request = program.create_infer_request()
+        own.request.infer([images], share_inputs=True)
+        values: Float32Array = own.request.get_output_tensor(0).data.copy()
+        return values
 
-    return Run(function, streams * AT_ONCE * TURNS)
+    return _in_streams(few, streams, "openvino")
 
 
 def _kept_program(core: Any, path: Path, options: dict[str, Any]) -> Any:
@@ -152,16 +153,12 @@ def onnx_run(load: Load, px: int, dtype: torch.dtype, place: Path) -> Run:
     session = _kept_session(ort, kept, options)
     if session is None:
         session = _exported_session(ort, load(), px, kept, options)
-    pool = ThreadPoolExecutor(streams, thread_name_prefix="peka-onnx")
 
     def few(images: Float32Array) -> Float32Array:
         values: Float32Array = session.run(None, {"images": images})[0]
         return values
 
-    def function(images: Float32Array) -> Float32Array:
-        return np.concatenate(list(pool.map(few, (images[at : at + AT_ONCE] for at in range(0, len(images), AT_ONCE)))))
-
-    return Run(function, streams * AT_ONCE * TURNS)
+    return _in_streams(few, streams, "onnx")
 
 
 def _exported_session(ort: Any, encoder: nn.Module, px: int, kept: Path, options: Any) -> Any:
@@ -193,6 +190,16 @@ def _kept_session(ort: Any, path: Path, options: Any) -> Any:
 
 
 # -- both ------------------------------------------------------------------------------------------------------------
+
+
+def _in_streams(few: Callable[[Float32Array], Float32Array], streams: int, name: str) -> Run:
+    """Return what shares images out among streams, a thread each; two callers fill each other's gaps."""
+    pool = ThreadPoolExecutor(streams, thread_name_prefix=f"peka-{name}")
+
+    def function(images: Float32Array) -> Float32Array:
+        return np.concatenate(list(pool.map(few, (images[at : at + AT_ONCE] for at in range(0, len(images), AT_ONCE)))))
+
+    return Run(function, streams * AT_ONCE * TURNS)
 
 
 def _trace_quietly() -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_peka.config import PredictConfig
-from napari_peka.core.errors import CrewError, PekaError, SettingError
+from napari_peka.core.errors import CrewError, PekaError, SettingError, near_names
 from napari_peka.core.files import make_folder
 from napari_peka.core.geometry import Block
 from napari_peka.core.progress import NULL, Cancelled, Progress, is_cancelled
@@ -371,7 +371,7 @@ def _client(cluster: str, workers: int | None, open_: ExitStack) -> Any:
         known = ", ".join((LOCAL, *SCHEDULERS))
         raise CrewError(
             f"no cluster answers at {cluster}; give {known}, a scheduler's address such as tcp://10.0.0.1:8786, or its "
-            "scheduler file"
+            f"scheduler file{near_names(cluster, (LOCAL, *SCHEDULERS))}"
         ) from e
 
 

@@ -20,6 +20,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from napari_peka.core.errors import SettingError
+
 UInt8Array = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
@@ -35,9 +37,17 @@ MAX_SEGMENT_BYTES = 4 << 30
 
 
 def cache_bytes() -> int:
-    """Return how many bytes of decoded parts a slide that is opened now keeps in memory."""
-    said = os.environ.get(MEMORY_ENVIRONMENT, "")
-    return (int(said) if said.isdecimal() else _MEMORY_MIB) << 20
+    """Return how many bytes of decoded parts a slide that is opened now keeps in memory.
+
+    Raises
+    ------
+    SettingError
+        If ``$NAPARI_PEKA_SLIDE_MEMORY`` is no number of MiB.
+    """
+    said = os.environ.get(MEMORY_ENVIRONMENT) or str(_MEMORY_MIB)
+    if not said.isdecimal():
+        raise SettingError(f"the environment variable {MEMORY_ENVIRONMENT} must be MiB from 0 up, got {said!r}")
+    return int(said) << 20
 
 
 class Refused(Exception):
