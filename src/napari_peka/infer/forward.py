@@ -148,7 +148,8 @@ class Forward:
             except RuntimeError as e:
                 return partial(_raise, e)
         if self.ahead and self.backend != TORCH:
-            return self._threads.submit(lambda: self._pass(part).fetch()).result
+            queued: Fetch = self._threads.submit(lambda: self._pass(part).fetch()).result
+            return queued
         return lambda: self._pass(part).fetch()
 
     @cached_property
@@ -211,7 +212,8 @@ class _Queued(NamedTuple):
         """Wait for them."""
         if self.there is not None:
             self.there.synchronize()
-        return self.values.numpy()
+        values: Embeddings = self.values.numpy()
+        return values
 
 
 def _raise(e: RuntimeError) -> Embeddings:
