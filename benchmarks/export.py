@@ -95,7 +95,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 def prediction_of(args: argparse.Namespace, n: int):
     from napari_peka.core.geometry import TileSpec, TileTable
     from napari_peka.core.head import GeneHead
-    from napari_peka.io.store import Prediction
+    from napari_peka.io.prediction import Prediction
 
     rng = np.random.default_rng(0)
     across = round(n**0.5)

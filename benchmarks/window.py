@@ -24,7 +24,7 @@ def prediction_of(n: int):
     """Return a map of about `n` tiles with random embeddings, as a run would leave it."""
     from napari_peka.core.geometry import TileSpec, TileTable
     from napari_peka.core.head import GeneHead
-    from napari_peka.io.store import Prediction
+    from napari_peka.io.prediction import Prediction
 
     rng = np.random.default_rng(0)
     side = round(n**0.5)

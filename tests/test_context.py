@@ -16,7 +16,7 @@ from napari_peka.core.geometry import TileSpec, TileTable
 from napari_peka.core.head import GeneHead
 from napari_peka.core.neighbours import neighbour_mean
 from napari_peka.core.progress import Cancelled, JobProgress
-from napari_peka.io.store import Prediction
+from napari_peka.io.prediction import Prediction
 from napari_peka.models.registry import AdapterSpec
 
 torch = pytest.importorskip("torch")

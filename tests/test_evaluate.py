@@ -13,6 +13,7 @@ import pytest
 from scipy import sparse
 from scipy.spatial import cKDTree
 
+from napari_peka.core.doubt import Intervals
 from napari_peka.core.errors import SettingError, StoreError, UnknownName
 from napari_peka.training import splits
 from napari_peka.training.bootstrap import interval, resampled_means
@@ -92,7 +93,8 @@ def test_numbers_by_hand():
             np.transpose([t, t, flat]), np.transpose([flat, t, t]), fold="f1", section="B", attainable=[0.8, 0.1, 0.1]
         ),
     ]
-    report = report_of(measured, half_width_90=np.array([1.0, 1.5, np.nan]))
+    half = np.array([1.0, 1.5, np.nan], np.float32)
+    report = report_of(measured, intervals=Intervals(np.array([0.05, 0.95]), np.stack([-half, half])))
     genes = report.genes.set_index("gene")
     # section A: mean of its folds; B: a constant prediction scores 0; then the mean of both
     assert genes.pcc["ERBB2"] == pytest.approx(((r + 1) / 2 + 0) / 2, abs=1e-9)

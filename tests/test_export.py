@@ -27,8 +27,8 @@ from napari_peka.io.export import FORMATS, export
 from napari_peka.io.exports import base, spatial_data, tables
 from napari_peka.io.exports.base import ANNOTATION, annotated
 from napari_peka.io.figure import REGION_COLOUR
+from napari_peka.io.prediction import Prediction
 from napari_peka.io.regions import regions_by_name, write_regions
-from napari_peka.io.store import Prediction
 
 GENES = ("KRT8", "CD3E")
 

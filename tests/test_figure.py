@@ -18,7 +18,7 @@ from napari_peka.core.geometry import Rect, TileSpec, TileTable
 from napari_peka.core.head import GeneHead
 from napari_peka.io import figure as figure_module
 from napari_peka.io.figure import contrast_limits, trust_text, write_map
-from napari_peka.io.store import RESEARCH_USE, Prediction
+from napari_peka.io.prediction import RESEARCH_USE, Prediction
 
 GENES = ("ERBB2", "HLA-A/B $x^2$")
 

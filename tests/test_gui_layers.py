@@ -19,9 +19,9 @@ from napari_peka.core.errors import RegionError, UnknownName
 from napari_peka.core.geometry import TileSpec, TileTable
 from napari_peka.core.head import GeneHead
 from napari_peka.gui import layers, map_layers, reader, region_layers
+from napari_peka.io.prediction import Prediction
 from napari_peka.io.slide import open_slide
 from napari_peka.io.slide_list import ENDINGS
-from napari_peka.io.store import Prediction
 
 MPP = (0.4, 0.5)
 GENES = ("ERBB2", "KRT8", "COL1A1")

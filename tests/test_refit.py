@@ -14,6 +14,7 @@ pytest.importorskip("sklearn")
 import napari_peka as peka
 from napari_peka.config import PredictConfig, RefitConfig, TrainConfig
 from napari_peka.core.errors import OutputMismatch, SectionError, SettingError
+from napari_peka.core.head import MEASURED
 from napari_peka.core.progress import Cancelled, JobProgress
 from napari_peka.io.sample import sample_sections
 from napari_peka.models.bundle import read_bundle, save_bundle
@@ -58,7 +59,7 @@ def wrong(model, tmp_path_factory):
     """The same model, but it says of every gene the opposite, and knows half of them."""
     n = len(model.head.genes) // 2
     head = model.spec.head.model_copy(
-        update={"genes": list(model.head.genes[:n]), "gene_ids": [], "pcc": [], "attainable_pcc": [], "hvg50": []}
+        update={"genes": list(model.head.genes[:n]), "gene_ids": [], "hvg50": [], **{name: [] for name in MEASURED}}
     )
     spec = model.spec.model_copy(update={"name": "wrong", "head": head, "tensors_sha256": None})
     tensors = {"head.weights": -model.head.weights[:, :n], "head.bias": model.head.bias[:n] + 3}

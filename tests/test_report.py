@@ -19,7 +19,7 @@ from PIL import Image
 
 from napari_peka.core.errors import StoreError
 from napari_peka.io.figure import trust_text
-from napari_peka.io.store import RESEARCH_USE
+from napari_peka.io.prediction import RESEARCH_USE
 from napari_peka.training import report_plots as plots
 from napari_peka.training.compare import Arm, compare
 from napari_peka.training.evaluate import evaluate, read_report

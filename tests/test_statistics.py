@@ -17,8 +17,8 @@ from napari_peka.core.geometry import TileSpec, TileTable
 from napari_peka.core.head import GeneHead
 from napari_peka.core.neighbours import neighbour_mean
 from napari_peka.core.statistics import moments
+from napari_peka.io.prediction import Prediction
 from napari_peka.io.statistics import known_genes
-from napari_peka.io.store import Prediction
 
 GENES = ("UP", "DOWN", "WAVE", "NOISE", "FLAT")
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from napari_peka.core.errors import PekaError
     from napari_peka.infer.tissue import find_tissue
     from napari_peka.io.figure import write_map
+    from napari_peka.io.prediction import Prediction, read_prediction
     from napari_peka.io.regions import read_regions, regions_by_name
     from napari_peka.io.registration import fit_affine
     from napari_peka.io.sample import sample_section, sample_sections, sample_slide
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
         read_gene_sets,
         region_table,
     )
-    from napari_peka.io.store import Prediction, read_prediction
     from napari_peka.models.zoo import load_model
     from napari_peka.training.evaluate import EvaluationReport, read_report
     from napari_peka.workflows.benchmark import benchmark
@@ -48,7 +48,7 @@ _FACE = {
     "EvaluationReport": "training.evaluate",
     "PekaError": "core.errors",
     "PredictConfig": "config",
-    "Prediction": "io.store",
+    "Prediction": "io.prediction",
     "RefitConfig": "config",
     "Section": "io.section",
     "Slide": "io.slide",
@@ -71,7 +71,7 @@ _FACE = {
     "plan_tiles": "workflows.predict",
     "predict": "workflows.predict",
     "predict_many": "workflows.many",
-    "read_prediction": "io.store",
+    "read_prediction": "io.prediction",
     "read_gene_sets": "io.statistics",
     "read_regions": "io.regions",
     "read_report": "training.evaluate",

@@ -299,10 +299,10 @@ def export(
     from napari_peka.console import console_progress
     from napari_peka.io.export import export as run
     from napari_peka.io.export import format_of
+    from napari_peka.io.prediction import read_prediction
     from napari_peka.io.regions import regions_by_name
     from napari_peka.io.slide import open_slide
     from napari_peka.io.statistics import gene_sets_of
-    from napari_peka.io.store import read_prediction
 
     format_of(to)
     prediction = read_prediction(result)

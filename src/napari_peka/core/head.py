@@ -14,6 +14,8 @@ from napari_peka.core.half import halves_dot
 from napari_peka.core.neighbours import Neighbours
 
 FloatArray = npt.NDArray[np.floating]
+#: what may be known of each gene from spots that were held out of training
+MEASURED = ("pcc", "pcc_low", "pcc_high", "attainable_pcc", "baseline_pcc_high")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +44,11 @@ class GeneHead:
         Radius in µm of the neighbours whose mean embedding is read as well (see `core.neighbours`); None: no context.
     attainable_pcc
         Noise ceiling of `pcc`: what a perfect prediction would reach, shape ``(n_genes,)``; NaN where unknown.
+    pcc_low, pcc_high
+        95 % interval of `pcc`, shape ``(n_genes,)``; NaN where unknown.
+    baseline_pcc_high
+        Upper end of the 95 % interval of the PCC of the best baseline (colour, position, chance), ``(n_genes,)``; NaN
+        where unknown.
     """
 
     weights: npt.NDArray[np.float32]
@@ -52,6 +59,9 @@ class GeneHead:
     pcc: npt.NDArray[np.float32] | None = None
     context_um: float | None = None
     attainable_pcc: npt.NDArray[np.float32] | None = None
+    pcc_low: npt.NDArray[np.float32] | None = None
+    pcc_high: npt.NDArray[np.float32] | None = None
+    baseline_pcc_high: npt.NDArray[np.float32] | None = None
     _index: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -60,10 +70,9 @@ class GeneHead:
             raise ValueError(
                 f"a head of {d} x {g} weights needs {g} biases and names, got {self.bias.shape} and {len(self.genes)}"
             )
-        for name, values in (
-            ("gene_ids", self.gene_ids), ("pcc", self.pcc), ("attainable_pcc", self.attainable_pcc),
-        ):  # fmt: skip
-            if values is not None and len(values) not in ((0, g) if name == "gene_ids" else (g,)):
+        told: dict[str, Sequence[str] | FloatArray] = {"gene_ids": self.gene_ids, **self.measured}
+        for name, values in told.items():
+            if len(values) not in ((0, g) if name == "gene_ids" else (g,)):
                 raise ValueError(f"{name} must have one entry per gene ({g}), got {len(values)}")
         if self.context_um is not None and (d % 2 or not self.context_um > 0):
             raise ValueError(
@@ -79,6 +88,23 @@ class GeneHead:
             index.setdefault(name.casefold(), i)
         index.pop("", None)
         object.__setattr__(self, "_index", index)
+
+    @property
+    def measured(self) -> dict[str, npt.NDArray[np.float32]]:
+        """What is known of each gene from held-out spots, ``(n_genes,)`` each, by name: those of :data:`MEASURED`."""
+        known = {name: getattr(self, name) for name in MEASURED}
+        return {name: values for name, values in known.items() if values is not None}
+
+    @property
+    def predictable(self) -> npt.NDArray[np.bool_]:
+        """Genes that the model was shown to predict, bool ``(n_genes,)``; all of them where nobody measured.
+
+        Their held-out PCC lies above the upper confidence bound of the best baseline: what colour, position or chance
+        give. A gene that could not be measured was not shown.
+        """
+        if self.pcc is None or self.baseline_pcc_high is None:
+            return np.ones(len(self.genes), bool)
+        return np.asarray(np.nan_to_num(self.pcc, nan=-2) > np.nan_to_num(self.baseline_pcc_high, nan=0))
 
     @property
     def n_dims(self) -> int:
@@ -129,9 +155,10 @@ class GeneHead:
         """
         at = list(dict.fromkeys(self.index(g) for g in genes))
         ids = tuple(self.gene_ids[i] for i in at) if self.gene_ids else ()
-        pcc, ceiling = (None if v is None else v[at] for v in (self.pcc, self.attainable_pcc))
+        measured = {name: values[at] for name, values in self.measured.items()}
         names = tuple(self.genes[i] for i in at)
-        return GeneHead(self.weights[:, at], self.bias[at], names, self.unit, ids, pcc, self.context_um, ceiling)
+        weights, bias = self.weights[:, at], self.bias[at]
+        return GeneHead(weights, bias, names, self.unit, ids, context_um=self.context_um, **measured)
 
     def values(
         self, embeddings: FloatArray, gene: str, neighbours: Neighbours | None = None

@@ -22,6 +22,11 @@ _LINEAR: dict[str, tuple[str, Callable[[Float32], Float32]]] = {
 }
 
 
+def least_value(unit: str) -> float | None:
+    """Return the least value that can be measured in a unit: 0 where it counts something, None: not known."""
+    return 0.0 if unit in _LINEAR or unit in ("counts", "CP10K") else None
+
+
 def linear_unit(unit: str) -> str | None:
     """Return the unit of the same values without their logarithm; None when that is not known."""
     found = _LINEAR.get(unit)

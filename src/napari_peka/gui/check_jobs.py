@@ -15,8 +15,8 @@ from napari_peka.gui.session import OpenSection, Session
 from napari_peka.gui.spot_layers import Values
 
 if TYPE_CHECKING:
+    from napari_peka.io.prediction import Prediction
     from napari_peka.io.section import Section
-    from napari_peka.io.store import Prediction
     from napari_peka.workflows.check import Check, Place
 
 

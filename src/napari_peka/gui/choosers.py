@@ -25,7 +25,7 @@ from qtpy.QtWidgets import (
 from superqt import QCollapsible
 
 from napari_peka.gui.recent import is_hub_id, recent_models, remember_model
-from napari_peka.io.store import RESEARCH_USE
+from napari_peka.io.prediction import RESEARCH_USE
 
 #: px; a dock wider than this takes the picture's room
 DOCK_WIDTH = 350

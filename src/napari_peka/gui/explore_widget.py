@@ -209,7 +209,7 @@ class ExploreWidget(Dock):
 
     def open_result(self, path: Path) -> None:
         """Open a stored result as a map; what is wrong with it is said in the error line."""
-        from napari_peka.io.store import read_prediction
+        from napari_peka.io.prediction import read_prediction
 
         self._fail(None)
         try:

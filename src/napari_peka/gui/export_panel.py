@@ -15,8 +15,8 @@ from napari_peka.io.export import FORMATS, export
 from napari_peka.io.statistics import known_genes
 
 if TYPE_CHECKING:
+    from napari_peka.io.prediction import Prediction
     from napari_peka.io.slide import Slide
-    from napari_peka.io.store import Prediction
 
 THIS, LISTED, USUAL = "what is shown", "the genes listed above", "the usual ones for the format"
 _LABELS = {

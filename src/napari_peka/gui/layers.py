@@ -18,8 +18,8 @@ from napari_peka.core.raster import Raster
 
 if TYPE_CHECKING:
     from napari_peka.infer.tissue import Tissue
+    from napari_peka.io.prediction import Prediction
     from napari_peka.io.slide import Resolution, Slide
-    from napari_peka.io.store import Prediction
 
 LayerTuple = tuple[Any, dict[str, Any], str]
 

@@ -16,7 +16,7 @@ from napari_peka.gui.preferences import usual_look
 from napari_peka.io.statistics import SCORE_UNIT
 
 if TYPE_CHECKING:
-    from napari_peka.io.store import Prediction
+    from napari_peka.io.prediction import Prediction
 
 OPACITY = 0.6
 #: px (width, height): tall enough for several ticks

@@ -18,7 +18,7 @@ from napari_peka.gui.run_panel import RunPanel, sentence
 from napari_peka.io.store import DIFFERS
 
 if TYPE_CHECKING:
-    from napari_peka.io.store import Prediction
+    from napari_peka.io.prediction import Prediction
     from napari_peka.workflows.estimate import Estimate
 
 #: ms without a change after which the tiles are laid out

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from napari_peka.config import PredictConfig
     from napari_peka.infer.forward import Forward
     from napari_peka.infer.tissue import Tissue
+    from napari_peka.io.prediction import Prediction
     from napari_peka.io.slide import Slide
-    from napari_peka.io.store import Prediction
     from napari_peka.models.bundle import Model
     from napari_peka.workflows.estimate import Estimate
     from napari_peka.workflows.standing import Standing

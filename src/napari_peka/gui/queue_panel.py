@@ -32,7 +32,7 @@ from napari_peka.gui.run_panel import RunPanel, sentence
 from napari_peka.io.slide_list import slides_of
 
 if TYPE_CHECKING:
-    from napari_peka.io.store import Prediction
+    from napari_peka.io.prediction import Prediction
 
 WAITING, DONE = "waiting", "done"
 _FILE, _STATE = range(2)
@@ -263,7 +263,7 @@ class QueuePanel(QWidget):
 
 
 def _read(result: Path) -> Prediction:
-    from napari_peka.io.store import read_prediction
+    from napari_peka.io.prediction import read_prediction
 
     return read_prediction(result)
 

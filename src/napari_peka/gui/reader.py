@@ -27,8 +27,8 @@ def get_reader(path: str | Sequence[str]) -> Callable[[Any], list[LayerTuple]] |
 
 def read_layers(path: str | Sequence[str]) -> list[Any]:
     """Open slides and predicted maps; an error is one sentence in the viewer, never a traceback."""
+    from napari_peka.io.prediction import read_prediction
     from napari_peka.io.slide import open_slide
-    from napari_peka.io.store import read_prediction
 
     layers: list[LayerTuple] = []
     for one in [path] if isinstance(path, (str, Path)) else path:

@@ -30,7 +30,7 @@ from napari_peka.gui.spot_layers import is_places
 from napari_peka.io.statistics import cohens_d, compare_regions, effect_word, region_table, region_values
 
 if TYPE_CHECKING:
-    from napari_peka.io.store import Prediction
+    from napari_peka.io.prediction import Prediction
 
 REST = "all other tiles"
 _TITLES = ("Region", "Tiles", "Mean", "SD")

@@ -18,9 +18,9 @@ from psygnal import Signal
 from napari_peka.gui import layers, preferences
 
 if TYPE_CHECKING:
+    from napari_peka.io.prediction import Prediction
     from napari_peka.io.section import Section
     from napari_peka.io.slide import Slide
-    from napari_peka.io.store import Prediction
 
 DEMO = "demo"
 

@@ -27,8 +27,8 @@ from napari_peka.gui.words import in_the_window
 from napari_peka.io.regions import regions_by_name, write_regions
 
 if TYPE_CHECKING:
+    from napari_peka.io.prediction import Prediction
     from napari_peka.io.slide import Slide
-    from napari_peka.io.store import Prediction
 
 T = TypeVar("T")
 ENDING = reader.SESSION_ENDING
@@ -168,10 +168,10 @@ def read_session(path: Path | str, *, progress: Progress = NULL) -> Opened:
     StoreError
         If the file cannot be read, or is no session.
     """
+    from napari_peka.io.prediction import read_prediction
     from napari_peka.io.section import read_section
     from napari_peka.io.slide import open_slide
     from napari_peka.io.statistics import gene_set_score
-    from napari_peka.io.store import read_prediction
 
     path = Path(path).expanduser()
     said = _parse(path)

@@ -144,7 +144,8 @@ class Forward:
         """Begin a pass, as far as it can be computed while others are; what goes wrong is told by who fetches it."""
         if self.device.type == "cuda":
             try:
-                return self._pass(part).fetch
+                begun: _Queued = self._pass(part)
+                return begun.fetch
             except RuntimeError as e:
                 return partial(_raise, e)
         if self.ahead and self.backend != TORCH:

@@ -16,8 +16,8 @@ from napari_peka.io.exports.geojson import write_geojson
 from napari_peka.io.exports.images import write_figure, write_ome_tiff, write_ome_zarr
 from napari_peka.io.exports.spatial_data import write_spatialdata
 from napari_peka.io.exports.tables import write_csv, write_h5ad
+from napari_peka.io.prediction import Prediction
 from napari_peka.io.statistics import known_genes
-from napari_peka.io.store import Prediction
 
 if TYPE_CHECKING:
     from napari_peka.io.slide import Slide

@@ -15,8 +15,8 @@ from napari_peka.core import files
 from napari_peka.core.errors import Undecodable
 from napari_peka.core.geometry import Rect, TileTable
 from napari_peka.core.raster import Raster
+from napari_peka.io.prediction import RESEARCH_USE, Prediction
 from napari_peka.io.statistics import SCORE_UNIT, gene_set_score, known_genes
-from napari_peka.io.store import RESEARCH_USE, Prediction
 
 if TYPE_CHECKING:
     from napari_peka.io.slide import Slide

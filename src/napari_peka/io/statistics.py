@@ -16,7 +16,7 @@ from napari_peka.core.statistics import Moments, moments
 if TYPE_CHECKING:
     import pandas as pd
 
-    from napari_peka.io.store import Prediction
+    from napari_peka.io.prediction import Prediction
 
 ASSETS = Path(__file__).parent.parent / "assets"
 #: neighbours for Moran's I: the eight around a tile of a grid, in strides

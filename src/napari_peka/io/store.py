@@ -8,11 +8,9 @@ stops a run (cancel, kill, full disk, power) costs at most the blocks in flight.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.core import files
-from napari_peka.core.errors import NoResult, OutputMismatch, StoreError
-from napari_peka.core.geometry import Block, TileSpec, TileTable
+from napari_peka.core.errors import OutputMismatch, StoreError
+from napari_peka.core.geometry import Block, TileTable
 from napari_peka.core.head import GeneHead
-from napari_peka.core.neighbours import Neighbours, neighbour_mean
-from napari_peka.core.raster import Raster
 from napari_peka.io.block_files import BlockFiles
+from napari_peka.io.prediction import EMBEDDINGS, UNS, Prediction, anndata_of
 
-#: 2: values need more than embedding times weights, or the tiles have a footprint; other results keep 1
-FORMAT = 2
-UNS = "napari_peka"
 RUN_FILE = "run.json"
-EMBEDDINGS = "X_peka"
-WEIGHTS = "peka_weights"
-RESEARCH_USE = "Research use only. Not for diagnosis."
-SMOOTHED = "measured on counts averaged over neighbouring spots, which flatters"
 #: what two runs may differ in, for a person
 DIFFERS = {
     "slide": "another slide", "model": "another model", "mpp": "other µm per pixel",
@@ -43,132 +33,6 @@ DIFFERS = {
 }  # fmt: skip
 #: rows of a zarr chunk of embeddings: 4096 x 384 float16 is 3 MB, a good read over a network too
 CHUNK_ROWS = 4096
-
-
-@dataclass(eq=False, repr=False)
-class Prediction:
-    """A predicted map: tiles, their embeddings, and the head that turns these into any gene.
-
-    Parameters
-    ----------
-    tiles
-        Where the tiles are.
-    embeddings
-        float16 ``(n, d)``, each tile's own; NaN rows where a tile could not be read or is not done yet.
-    head
-        The gene head; what it reads of a tile's neighbours is computed from their embeddings when it is asked for.
-    read_ok
-        False where a tile could not be decoded, bool ``(n,)``.
-    record
-        What made this: slide, model, settings, versions.
-    path
-        Where it lies; None while it is only in memory.
-    """
-
-    tiles: TileTable
-    embeddings: npt.NDArray[np.float16]
-    head: GeneHead
-    read_ok: npt.NDArray[np.bool_]
-    record: dict[str, Any] = field(default_factory=dict)
-    path: Path | None = None
-
-    def __repr__(self) -> str:
-        where = f", {self.path}" if self.path else ""
-        return f"<Prediction of {len(self.genes)} genes ({self.unit}) on {len(self.tiles)} tiles{where}>"
-
-    @property
-    def pcc_split(self) -> str:
-        """On what the genes' held-out correlations were measured, in words; empty when nobody says."""
-        model = self.record.get("model", {})
-        split = str(model.get("pcc_split", ""))
-        return f"{split}; {SMOOTHED}".removeprefix("; ") if model.get("neighbour_smoothing") else split
-
-    @property
-    def genes(self) -> tuple[str, ...]:
-        """Genes that can be asked for."""
-        return self.head.genes
-
-    @property
-    def unit(self) -> str:
-        """Unit of the values."""
-        return self.head.unit
-
-    @property
-    def n_unreadable(self) -> int:
-        """Number of tiles that could not be decoded."""
-        return int((~self.read_ok).sum())
-
-    @property
-    def n_done(self) -> int:
-        """Number of tiles that are done, whether they could be decoded or not; fewer than all while it grows."""
-        known = ~np.isnan(self.embeddings[:, :1]).any(1) if self.embeddings.shape[1] else self.read_ok
-        return int((known | ~self.read_ok).sum())
-
-    @property
-    def done_in_words(self) -> str:
-        """How much of an unfinished map there is: ``312 of 1,234 tiles``."""
-        return f"{self.n_done:,} of {len(self.tiles):,} tiles"
-
-    @property
-    def partial(self) -> bool:
-        """Whether tiles are still missing: the map grows, or its job was stopped."""
-        return "partial" in self.record
-
-    @cached_property
-    def neighbours(self) -> Neighbours | None:
-        """The tiles within the head's context; None when it reads none. Found once, at the first need."""
-        um = self.head.context_um
-        return None if um is None else neighbour_mean(self.tiles.centre_um, um)
-
-    def values(self, gene: str, rows: npt.NDArray[np.integer] | None = None) -> npt.NDArray[np.float32]:
-        """Return the predicted expression of `gene` a tile, shape ``(n,)``, in :attr:`unit`; NaN if unreadable.
-
-        Parameters
-        ----------
-        gene
-            Symbol or Ensembl id.
-        rows
-            Ascending numbers of the tiles that are asked for; None: all. A few cost little in a large map.
-        """
-        near = self.neighbours
-        if rows is None:
-            return self.head.values(self.embeddings, gene, near)
-        if near is None:
-            return self.head.values(self.embeddings[rows], gene)
-        around = near.touched(rows)  # what these rows read: they and their neighbours
-        return self.head.values(self.embeddings[around], gene, near.among(around))[np.searchsorted(around, rows)]
-
-    def changed_by(self, blocks: Sequence[Block]) -> npt.NDArray[np.intp]:
-        """Return the tiles whose values change when `blocks` are done, ascending: theirs, and those that read them."""
-        rows = np.concatenate([np.arange(b.start, b.stop) for b in blocks]) if blocks else np.empty(0, np.intp)
-        return np.unique(rows) if self.neighbours is None else self.neighbours.touched(rows)
-
-    def raster(self, gene: str) -> Raster:
-        """Return the map of `gene`, one pixel a tile."""
-        return self.tiles.raster(self.values(gene), self.unit)
-
-    def to_anndata(self, genes: Sequence[str] | None = None, *, values: bool = True) -> Any:
-        """Return an AnnData in scverse layout with the values of `genes` (all by default) in ``X``.
-
-        Parameters
-        ----------
-        genes
-            Symbols or Ensembl ids.
-        values
-            False: without ``X``, which is as large as tiles times genes.
-        """
-        head = self.head if genes is None else self.head.only(genes)
-        adata = _anndata(self.tiles, head, self.read_ok, self.record)
-        if values:
-            adata.X = head.matrix(self.embeddings, None, self.neighbours)
-        adata.obsm[EMBEDDINGS] = self.embeddings
-        return adata
-
-    def export(self, output: Path | str, to: str, **options: Any) -> list[Path]:
-        """Write the map in another program's format, as :func:`napari_peka.io.export.export`, which takes `options`."""
-        from napari_peka.io.export import export
-
-        return export(self, to, output, **options)
 
 
 def result_path(output: Path | str) -> Path:
@@ -259,18 +123,18 @@ class RunStore:
         """Keep a finished block: ``embeddings (n, d)`` and ``read_ok (n,)``."""
         self.blocks.write(block.index, embeddings, ok)
 
-    def finish(self, embeddings: npt.NDArray[np.float16], read_ok: npt.NDArray[np.bool_]) -> None:
+    def finish(self, done: Prediction) -> None:
         """Write the zarr of all tiles, rename it into place and drop the partial folder.
 
         Parameters
         ----------
-        embeddings, read_ok
-            As in :class:`Prediction`.
+        done
+            The whole map; its record counts for nothing, that of this store is written.
         """
         scratch = self.partial / "result.zarr"
         files.remove_tree(scratch)
         try:
-            self._assemble(scratch, embeddings, read_ok)
+            self._assemble(scratch, done)
             files.sync_tree(scratch)
             old = self.partial / "replaced.zarr"
             files.remove_tree(old)
@@ -283,11 +147,12 @@ class RunStore:
             raise files.cannot_write(self.path, e) from e
         files.remove_tree(self.partial)
 
-    def _assemble(self, target: Path, embeddings: npt.NDArray[np.float16], read_ok: npt.NDArray[np.bool_]) -> None:
+    def _assemble(self, target: Path, done: Prediction) -> None:
         import anndata
         import zarr
 
-        adata = _anndata(self.tiles, self.head, read_ok, self.record)
+        embeddings = done.embeddings
+        adata = anndata_of(dataclasses.replace(done, record=self.record))
         adata.obsm[EMBEDDINGS] = np.zeros((len(self.tiles), 0), np.float16)  # anndata makes the group; filled below
         # hundreds of small parts, each of which anndata writes, looks up and amends: a third of the time in memory
         parts: dict[str, Any] = {}
@@ -309,94 +174,6 @@ class RunStore:
         array = zarr.open_array(str(target / "obsm" / EMBEDDINGS), mode="r+")
         for at in range(0, len(embeddings), CHUNK_ROWS):
             array[at : at + CHUNK_ROWS] = embeddings[at : at + CHUNK_ROWS]
-
-
-def read_prediction(path: Path | str) -> Prediction:
-    """Read a finished result.
-
-    Raises
-    ------
-    StoreError
-        If there is none, it is unfinished, or it was not written by this package.
-    """
-    import anndata
-
-    path = Path(path)
-    if not path.exists():
-        if path.with_name(path.name + ".partial").exists():
-            raise NoResult(f"{path} is not finished; run the same prediction again, it resumes")
-        raise NoResult(f"there is no result at {path}")
-    try:
-        adata = anndata.read_zarr(path)
-        record = json.loads(adata.uns[UNS]["record"])
-        if record["format"] > FORMAT:
-            raise NoResult(f"{path} is of a newer version of napari-peka; update to read it")
-        spec = TileSpec(**record["tile_spec"])
-        embeddings = np.asarray(adata.obsm[EMBEDDINGS])
-        weights = np.ascontiguousarray(np.asarray(adata.varm[WEIGHTS], np.float32).T)
-        var = adata.var
-        ids = tuple(var["gene_ids"].astype(str)) if "gene_ids" in var else ()
-        pcc, ceiling = (var[k].to_numpy(np.float32) if k in var else None for k in ("pcc", "attainable_pcc"))
-        head = GeneHead(
-            weights, var["bias"].to_numpy(np.float32), tuple(map(str, var.index)), record["unit"], ids, pcc,
-            record.get("context_um"), ceiling,
-        )  # fmt: skip
-        grid = adata.obs[["row", "col"]].to_numpy(np.int32) if "row" in adata.obs else None
-        tiles = TileTable(
-            np.asarray(adata.obsm["spatial"], np.float64)[:, ::-1].copy(),
-            spec,
-            (record["mpp"][0], record["mpp"][1]),
-            grid,
-            None if grid is not None else tuple(map(str, adata.obs_names)),
-            adata.obs["block"].to_numpy(np.int32),
-            tuple(record["grid_shape"]) if record.get("grid_shape") else None,
-        )
-    except StoreError:
-        raise
-    except Exception as e:
-        raise NoResult(f"{path} is not a napari-peka result or is damaged ({type(e).__name__}: {e})") from e
-    return Prediction(tiles, embeddings, head, adata.obs["read_ok"].to_numpy(bool), record, path)
-
-
-def _anndata(tiles: TileTable, head: GeneHead, read_ok: npt.NDArray[np.bool_], record: dict[str, Any]) -> Any:
-    import anndata
-    import pandas as pd
-
-    obs = pd.DataFrame(index=pd.Index(list(tiles.names), dtype=str))
-    if tiles.grid_yx is not None:
-        obs["row"], obs["col"] = tiles.grid_yx.T
-    obs["block"], obs["read_ok"] = tiles.block, read_ok
-    var = pd.DataFrame({"bias": head.bias}, index=pd.Index(list(head.genes), dtype=str))
-    if head.gene_ids:
-        var["gene_ids"] = list(head.gene_ids)
-    for name in ("pcc", "attainable_pcc"):
-        if (values := getattr(head, name)) is not None:
-            var[name] = values
-    library = str(record["slide"]["name"])
-    spot = float(np.mean(tiles.spec.footprint0(tiles.slide_mpp)))
-    return anndata.AnnData(
-        obs=obs,
-        var=var,
-        obsm={"spatial": np.ascontiguousarray(tiles.centre_yx[:, ::-1])},
-        varm={WEIGHTS: np.ascontiguousarray(head.weights.T)},
-        uns={
-            UNS: {**_flat(record), "record": json.dumps(record)},
-            "spatial": {library: {"scalefactors": {"spot_diameter_fullres": spot, "tissue_hires_scalef": 1.0}}},
-        },
-    )
-
-
-def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the plain entries of the record, for people who look into ``uns`` without parsing JSON."""
-    out: dict[str, Any] = {}
-    for key, value in record.items():
-        if isinstance(value, dict):
-            out[key] = _flat(value)
-        elif isinstance(value, (str, int, float, bool)):
-            out[key] = value
-        elif isinstance(value, (list, tuple)) and value and not isinstance(value[0], dict):
-            out[key] = np.asarray(value) if not isinstance(value[0], str) else np.asarray(value, dtype=object)
-    return out
 
 
 def identity_of_result(path: Path) -> dict[str, Any]:

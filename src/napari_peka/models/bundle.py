@@ -11,6 +11,7 @@ import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ import numpy.typing as npt
 from pydantic import BaseModel
 
 from napari_peka.core import files
+from napari_peka.core.doubt import Intervals, Likeness
 from napari_peka.core.errors import BundleError
 from napari_peka.core.geometry import TileSpec
-from napari_peka.core.head import GeneHead
+from napari_peka.core.head import MEASURED, GeneHead
+from napari_peka.core.units import least_value
 from napari_peka.models import reference
 from napari_peka.models.archive import TENSOR_FILE, read_files
 from napari_peka.models.card import CARD_FILE, model_card
@@ -31,6 +34,9 @@ from napari_peka.models.spec import CARRIED, SPEC_FILE, BundleSpec, parse_spec
 HEAD_WEIGHTS, HEAD_BIAS = "head.weights", "head.bias"
 TRANSLATE, ADAPTER, BASELINE = "translate.", "adapter.", "baseline."
 RESIDUAL_Q90 = "residual.q90"
+PROBABILITIES, QUANTILES = "residual.probabilities", "residual.quantiles"
+#: tensors in which a gene may be unknown
+_MAY_LACK = (RESIDUAL_Q90, QUANTILES)
 #: options of a part that came after its digest was defined: they count when they are used, so old digests stay
 _LATER = ("rotations", "views", "blocks", "pooling")
 
@@ -115,6 +121,35 @@ class Model:
         unknown = np.full(len(self.head.genes), np.nan)
         return np.asarray(self.carried.get(RESIDUAL_Q90, unknown), np.float32)
 
+    @cached_property
+    def intervals(self) -> Intervals | None:
+        """Around which predicted values the measured ones lie; None where nobody calibrated them."""
+        if QUANTILES not in self.carried:
+            return None
+        p, q = (self.carried[k] for k in (PROBABILITIES, QUANTILES))
+        return Intervals(p.astype(np.float64), q.astype(np.float32), least_value(self.head.unit))
+
+    @cached_property
+    def likeness(self) -> Likeness | None:
+        """What a tile's distance from the training spots means; None where the bundle has no reference."""
+        if reference.PERCENTILES not in self.carried:
+            return None
+        rows = self.carried.get(reference.ROWS)
+        n = sum(int(s.get("spots", 0)) for s in self.trained_on) if rows is None else int(rows[0])
+        return Likeness(np.asarray(self.carried[reference.PERCENTILES], np.float64), n)
+
+    def spread(self, embeddings: npt.NDArray[np.floating]) -> Float32:
+        """Return by how much intervals are wider at tiles with these embeddings ``(n, d)``, ``(n,)``; 1: not known."""
+        if self.likeness is None:
+            return np.ones(len(embeddings), np.float32)
+        return self.likeness.spread(reference.distances(embeddings, self.carried))
+
+    def ood(self, embeddings: npt.NDArray[np.floating]) -> Float32:
+        """Return how unlike the training data tiles with these embeddings ``(n, d)`` are, 0 to 100; NaN: not known."""
+        if self.likeness is None:
+            return np.full(len(embeddings), np.nan, np.float32)
+        return self.likeness.percentile(reference.distances(embeddings, self.carried))
+
     @property
     def hvg50(self) -> tuple[str, ...]:
         """The most variable genes of the training spots; empty when nobody says."""
@@ -157,7 +192,8 @@ def save_bundle(path: Path, spec: BundleSpec, tensors: dict[str, Array]) -> Mode
         The record.
     tensors
         ``head.weights (n_dims, g)``, ``head.bias (g,)``, ``translate.*`` and ``adapter.*``. As known: ``residual.q90
-        (g,)``, NaN for a gene that was not measured; ``baseline.NAME.bias (g,)`` and ``baseline.NAME.weights (k, g)``;
+        (g,)``, NaN for a gene that was not measured; ``residual.probabilities (m,)`` and ``residual.quantiles (m, g)``,
+        as of :class:`Intervals`; ``baseline.NAME.bias (g,)`` and ``baseline.NAME.weights (k, g)``;
         what `models.reference.reference_of` returns.
 
     Raises
@@ -203,10 +239,14 @@ def _model(raw: dict[str, bytes], path: Path) -> Model:
     weights, bias = (tensors.pop(k).astype(np.float32) for k in (HEAD_WEIGHTS, HEAD_BIAS))
     carried = {k: tensors.pop(k) for k in list(tensors) if k.startswith(CARRIED)}
     h = spec.head
-    pcc = _per_gene(h.pcc, len(h.genes)) if h.pcc else None
-    ceiling = _per_gene(h.attainable_pcc, len(h.genes)) if h.attainable_pcc else None
-    head = GeneHead(weights, bias, tuple(h.genes), h.unit, tuple(h.gene_ids), pcc, h.context_um, ceiling)
-    return Model(spec, head, tensors, str(path), *_digests(spec, head, tensors), dropped, carried)
+    measured = {name: _per_gene(told, len(h.genes)) for name in MEASURED if (told := getattr(h, name))}
+    head = GeneHead(weights, bias, tuple(h.genes), h.unit, tuple(h.gene_ids), context_um=h.context_um, **measured)
+    model = Model(spec, head, tensors, str(path), *_digests(spec, head, tensors), dropped, carried)
+    try:
+        _ = model.intervals, model.likeness
+    except ValueError as e:
+        raise BundleError(f"{where}: {e}; the bundle is damaged, get it again") from e
+    return model
 
 
 def _digests(spec: BundleSpec, head: GeneHead, tensors: dict[str, Array]) -> tuple[str, str]:
@@ -256,7 +296,7 @@ def _load_tensors(raw: bytes, where: str) -> dict[str, Array]:
         raise BundleError(f"{where}: {TENSOR_FILE} cannot be read ({type(e).__name__}: {e}); get it again") from e
     for name, values in tensors.items():
         # residuals alone may be unknown of a gene
-        wrong = np.isinf(values) if name == RESIDUAL_Q90 else ~np.isfinite(values)
+        wrong = np.isinf(values) if name in _MAY_LACK else ~np.isfinite(values)
         if values.dtype.kind == "f" and wrong.any():
             raise BundleError(f"{where}: the tensor {name} holds NaN or infinite numbers; get the bundle again")
     return tensors
@@ -317,6 +357,9 @@ def _wanted_carried(spec: BundleSpec, shapes: dict[str, tuple[int, ...]]) -> dic
     """Return the shapes of the carried tensors that are there and known; others are kept for who knows them."""
     d, g = spec.head.embedding_dims, len(spec.head.genes)
     wanted: dict[str, tuple[int, ...]] = {RESIDUAL_Q90: (g,)} if RESIDUAL_Q90 in shapes else {}
+    if QUANTILES in shapes or PROBABILITIES in shapes:
+        m = (shapes.get(PROBABILITIES) or (0,))[0]
+        wanted |= {PROBABILITIES: (m,), QUANTILES: (m, g)}
     for name, shape in shapes.items():
         if name.startswith(BASELINE) and name.endswith(".weights"):
             wanted |= {name: (*shape[:1], g), f"{name.removesuffix('.weights')}.bias": (g,)}
@@ -326,12 +369,13 @@ def _wanted_carried(spec: BundleSpec, shapes: dict[str, tuple[int, ...]]) -> dic
         k = (shapes.get(reference.VARIANCES) or (0,))[0]
         wanted |= {reference.MEAN: (d,), reference.AXES: (k, d), reference.VARIANCES: (k,)}
         wanted |= {reference.RESIDUAL: (1,), reference.PERCENTILES: (101,)}
+        wanted |= {reference.ROWS: (1,)} if reference.ROWS in shapes else {}
     return wanted
 
 
 def _check_head(spec: BundleSpec, card: EncoderCard, where: str) -> None:
     h = spec.head
-    for name, values in (("gene_ids", h.gene_ids), ("pcc", h.pcc), ("attainable_pcc", h.attainable_pcc)):
+    for name, values in (("gene_ids", h.gene_ids), *((name, getattr(h, name)) for name in MEASURED)):
         if values and len(values) != len(h.genes):
             raise BundleError(f"{where}: head.{name} has {len(values)} entries for {len(h.genes)} genes")
     if len(set(h.genes)) != len(h.genes):

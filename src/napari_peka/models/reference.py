@@ -20,6 +20,7 @@ Arrays = dict[str, npt.NDArray[np.float32]]
 
 MEAN, AXES, VARIANCES = "reference.mean", "reference.axes", "reference.variances"
 RESIDUAL, PERCENTILES = "reference.residual_variance", "reference.distance_percentiles"
+ROWS = "reference.rows"
 MAX_AXES = 64
 #: rows an axis needs: with fewer it follows these rows and no others
 _ROWS_AN_AXIS = 10
@@ -50,7 +51,8 @@ def reference_of(embeddings: FloatArray, groups: npt.ArrayLike | None = None) ->
         Tensors of a bundle, float32: ``reference.mean (d,)``; ``reference.axes (k, d)``, orthonormal rows, at most 64
         and at most one for ten rows; ``reference.variances (k,)``; ``reference.residual_variance (1,)`` of each
         further direction; ``reference.distance_percentiles (101,)``, of :func:`distances` of training rows to the
-        statistics of the *other* groups: a new tile is never among those that were fitted either.
+        statistics of the *other* groups: a new tile is never among those that were fitted either; ``reference.rows
+        (1,)``, how many there were.
 
     Raises
     ------
@@ -73,7 +75,7 @@ def reference_of(embeddings: FloatArray, groups: npt.ArrayLike | None = None) ->
     for k, part in parts.items():
         apart[fold == k] = distances(x[fold == k], _fitted(whole.without(part), shift))
     percentiles = np.percentile(apart, np.arange(101)).astype(np.float32)
-    return {**_fitted(whole, shift), PERCENTILES: percentiles}
+    return {**_fitted(whole, shift), PERCENTILES: percentiles, ROWS: np.array([len(x)], np.float32)}
 
 
 def distances(embeddings: FloatArray, reference: Mapping[str, npt.NDArray[np.floating]]) -> npt.NDArray[np.float32]:

@@ -89,8 +89,9 @@ class HeadRef(_Part):
 
     ``n_dims`` is the number of rows of its weights: twice the embedding's width with ``context_um``, the radius of
     the neighbours whose mean embedding is read as well. ``hvg50``: the 50 most variable genes of the training
-    spots. ``neighbour_smoothing``: it was fitted and judged on counts averaged over neighbouring spots, which
-    flatters.
+    spots. ``pcc_low``, ``pcc_high``: ends of the 95 % interval of ``pcc``; ``baseline_pcc_high``: the upper end of it
+    for the best of the baselines. ``neighbour_smoothing``: it was fitted and judged on counts averaged over
+    neighbouring spots, which flatters.
     """
 
     features: Literal["image", "peka", "image+peka"] = "image"
@@ -100,6 +101,9 @@ class HeadRef(_Part):
     gene_ids: list[str] = Field(default_factory=list)
     unit: str
     pcc: list[float | None] = Field(default_factory=list)
+    pcc_low: list[float | None] = Field(default_factory=list)
+    pcc_high: list[float | None] = Field(default_factory=list)
+    baseline_pcc_high: list[float | None] = Field(default_factory=list)
     pcc_split: str = ""
     attainable_pcc: list[float | None] = Field(default_factory=list)
     hvg50: list[str] = Field(default_factory=list)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from napari_peka.core.errors import BundleError, EncoderUnavailable, PekaError, UnknownName, near_names
+from napari_peka.core.head import MEASURED
 from napari_peka.models.bundle import SPEC_FILE, TENSOR_FILE, Model, read_bundle
 from napari_peka.models.folder import ENVIRONMENT, models_folder
 from napari_peka.models.hub import quiet_hub
@@ -165,7 +166,7 @@ def show(name: str) -> dict[str, Any]:
     except UnknownName as e:
         raise UnknownName(f"{e}{near_names(name, ENCODERS)}") from None
     spec = model.spec.model_dump(by_alias=True)
-    long = ("genes", "gene_ids", "pcc", "attainable_pcc")
+    long = ("genes", "gene_ids", *MEASURED)
     spec["head"] = {k: v for k, v in spec["head"].items() if k not in long}
     return {**_brief(name, model), **spec, "digest": model.digest, "unknown_keys": list(model.dropped)}
 

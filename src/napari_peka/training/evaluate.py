@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from napari_peka.core import files
+from napari_peka.core.doubt import Intervals
 from napari_peka.core.errors import SettingError, StoreError, UnknownName, near_names
 from napari_peka.models.card import TIE
 from napari_peka.training.baselines import BEFORE, FROZEN
@@ -44,8 +44,10 @@ class EvaluationReport:
         In words: how the training data relate to these sections.
     genes
         One row a gene, in the model's order: ``gene, pcc, spearman, mse, mae, r2, attainable_pcc, coverage_90``, then
-        ``cosine, kl, share_of_attainable``, the sd of each metric over sections, folds and seeds (``pcc_sd``, ...),
-        ``n_scored`` (in how many of the held-out parts the truth varied) and ``hvg50`` (bool). NaN: not known.
+        ``pcc_low, pcc_high`` (95 % interval of the PCC), ``baseline_pcc_high`` (upper end of it for the best of the
+        baselines that see no structure), ``cosine, kl, share_of_attainable``, the sd of each metric over sections,
+        folds and seeds (``pcc_sd``, ...), ``n_scored`` (in how many of the held-out parts the truth varied) and
+        ``hvg50`` (bool). NaN: not known.
     sections
         One row a held-out part: ``section, patient, fold, seed, n_spots, n_constant`` (genes whose truth is constant),
         ``pcc_hvg50, pcc_all, attainable_hvg50, share_of_attainable_hvg50, mse_hvg50, coverage_90`` and
@@ -139,7 +141,7 @@ def evaluate(
     hvg50: Sequence[str] | Mapping[str, Sequence[str]],
     model: str,
     split: str,
-    half_width_90: npt.NDArray[np.floating] | None = None,
+    intervals: Intervals | Mapping[str, Intervals] | None = None,
     curves: Sequence[Mapping[str, Any]] = (),
     provenance: Mapping[str, Any] | None = None,
     warnings: Sequence[str] = (),
@@ -165,8 +167,8 @@ def evaluate(
         The 50 most variable genes of the training spots; for each fold its own where they differ, by the fold's name.
     model, split
         What was judged, and in words how its training data relate to these sections.
-    half_width_90
-        Half width of each gene's 90 % interval, shape ``(g,)``, when the model states one.
+    intervals
+        Around what is predicted, when the model states them; by section where each has its own, made without it.
     curves
         Rows of the training history.
     provenance
@@ -193,7 +195,7 @@ def evaluate(
     is_hvg = np.zeros((len(measured), len(genes)), bool)
     for k, m in enumerate(measured):
         is_hvg[k, [_index(gene, known) for gene in names[m.fold]]] = True
-    board = score_parts(measured, genes, is_hvg, half_width_90)
+    board = score_parts(measured, genes, is_hvg, intervals)
     summary = summarise(board, seed=seed)
     sections = pd.DataFrame(part_columns(board, [len(m.truth) for m in measured]))
     return EvaluationReport(

@@ -99,6 +99,12 @@ def nan_mean(values: FloatArray, axis: int | None = None) -> npt.NDArray[np.floa
         return np.asarray(np.where(ok, values, 0.0).sum(axis, dtype=np.float64) / ok.sum(axis))
 
 
+def nan_max(values: FloatArray, axis: int = 0) -> npt.NDArray[np.float64]:
+    """Return the greatest of what is finite, NaN (without numpy's warning) where nothing is."""
+    most = np.where(np.isfinite(values), values, -np.inf).max(axis)
+    return np.where(np.isfinite(most), most, np.nan)
+
+
 def nan_sd(values: FloatArray, axis: int | None = None) -> npt.NDArray[np.float64]:
     """Return the sample standard deviation (n - 1) of what is finite, NaN where fewer than two are."""
     ok = np.isfinite(values)

@@ -8,7 +8,7 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from napari_peka.io.store import RESEARCH_USE
+from napari_peka.io.prediction import RESEARCH_USE
 
 _ASSETS = Path(__file__).parent.parent / "assets" / "report"
 _VOID = frozenset({"img", "meta"})

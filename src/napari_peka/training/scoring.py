@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from napari_peka.core.doubt import LEVEL, Intervals
 from napari_peka.core.errors import SettingError
+from napari_peka.training import confidence
+from napari_peka.training.baselines import BASELINES
 from napari_peka.training.bootstrap import interval, resampled_means
-from napari_peka.training.metrics import METRICS, gene_scores, nan_mean, nan_sd
+from napari_peka.training.confidence import effective_spots
+from napari_peka.training.metrics import METRICS, gene_scores, nan_max, nan_mean, nan_sd
 
 Table = npt.NDArray[np.float64]
 #: below this a noise ceiling is mostly chance (see ``attainable_pcc``), and a share of it says nothing
@@ -56,6 +60,8 @@ class Measured(Part):
         Noise ceiling of each gene's PCC over these spots, shape ``(g,)``; NaN where it is not known.
     baselines
         Predictions of each baseline, shape ``(n, g)``.
+    spread
+        By how much intervals are wider at each spot, ``(n,)``; None: nowhere.
     """
 
     spot_ids: tuple[str, ...]
@@ -64,6 +70,7 @@ class Measured(Part):
     predicted: npt.NDArray[np.float32]
     attainable: npt.NDArray[np.floating]
     baselines: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    spread: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         n, g = self.truth.shape
@@ -72,6 +79,7 @@ class Measured(Part):
             "centre_um": (self.centre_um.shape, (n, 2)),
             "predicted": (self.predicted.shape, (n, g)),
             "attainable": (self.attainable.shape, (g,)),
+            "spread": ((n,) if self.spread is None else self.spread.shape, (n,)),
             **{f"baseline {name}": (values.shape, (n, g)) for name, values in self.baselines.items()},
         }
         for name, (got, wanted) in shapes.items():
@@ -96,7 +104,9 @@ class Scoreboard:
     baselines
         By name, then metric (``pcc``, ``mse``).
     attainable, coverage
-        Noise ceiling; share of spots within the 90 % half width.
+        Noise ceiling; share of spots within the 90 % interval.
+    effective
+        Independent spots that each correlation rests on; see :func:`effective_spots`.
     """
 
     parts: tuple[Part, ...]
@@ -106,6 +116,7 @@ class Scoreboard:
     baselines: dict[str, dict[str, Table]]
     attainable: Table
     coverage: Table
+    effective: Table
 
     @property
     def sections(self) -> dict[str, str]:
@@ -155,7 +166,7 @@ def score_parts(
     measured: Sequence[Measured],
     genes: Sequence[str],
     is_hvg50: npt.NDArray[np.bool_],
-    half_width_90: npt.NDArray[np.floating] | None,
+    intervals: Intervals | Mapping[str, Intervals] | None,
 ) -> Scoreboard:
     """Score every part.
 
@@ -167,8 +178,8 @@ def score_parts(
         Names of their columns.
     is_hvg50
         bool, ``(n_parts, n_genes)``.
-    half_width_90
-        Half width of each gene's 90 % interval, ``(n_genes,)``.
+    intervals
+        Around what is predicted; by section where each has its own.
     """
     rows = [gene_scores(m.truth, m.predicted) for m in measured]
     baselines = {}
@@ -182,16 +193,18 @@ def score_parts(
         metrics={name: np.stack([r[name] for r in rows]) for name in METRICS},
         baselines=baselines,
         attainable=np.stack([np.asarray(m.attainable, np.float64) for m in measured]),
-        coverage=np.stack([_covered(m, half_width_90) for m in measured]),
+        coverage=np.stack([_covered(m, intervals) for m in measured]),
+        effective=np.stack([effective_spots(m.truth, m.predicted, m.centre_um) for m in measured]),
     )
 
 
-def _covered(m: Measured, half_width: npt.NDArray[np.floating] | None) -> Table:
-    if half_width is None:
+def _covered(m: Measured, intervals: Intervals | Mapping[str, Intervals] | None) -> Table:
+    own = intervals.get(m.section_id) if isinstance(intervals, Mapping) else intervals
+    if own is None or own.most < LEVEL - 1e-6:
         return np.full(m.truth.shape[1], np.nan)
-    error = np.abs(m.truth - m.predicted)
-    inside = np.where(np.isfinite(error) & np.isfinite(half_width), error <= half_width, np.nan)
-    return nan_mean(inside, 0)
+    lower, upper = own.around(m.predicted, np.ones(len(m.truth)) if m.spread is None else m.spread)
+    known = np.isfinite(lower) & np.isfinite(upper) & np.isfinite(m.truth)
+    return nan_mean(np.where(known, (m.truth >= lower) & (m.truth <= upper), np.nan), 0)
 
 
 def summarise(board: Scoreboard, *, seed: int = 0) -> dict[str, Any]:
@@ -230,11 +243,17 @@ def gene_columns(board: Scoreboard) -> Mapping[str, npt.NDArray[Any]]:
     """Return the columns of the table of genes: means over sections, and sds over parts."""
     mean = {name: nan_mean(board.by_section(values), 0) for name, values in board.metrics.items()}
     attainable = nan_mean(board.by_section(board.attainable), 0)
+    low, high = confidence.interval(board.metrics["pcc"], board.effective)
+    simple = [confidence.interval(scores["pcc"], board.effective)[1] for name, scores in board.baselines.items()
+              if name in BASELINES]  # fmt: skip
     first = ("pcc", "spearman", "mse", "mae", "r2")
     return {
         **{name: mean[name] for name in first},
         "attainable_pcc": attainable,
         "coverage_90": nan_mean(board.by_section(board.coverage), 0),
+        "pcc_low": low,
+        "pcc_high": high,
+        "baseline_pcc_high": nan_max(np.stack(simple)) if simple else np.full(len(low), np.nan),
         "cosine": mean["cosine"],
         "kl": mean["kl"],
         "share_of_attainable": np.divide(

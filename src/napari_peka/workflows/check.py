@@ -16,7 +16,7 @@ from napari_peka.core.errors import SectionError, UnknownName, near_names
 from napari_peka.core.hotspots import hotspots, moran
 from napari_peka.core.neighbours import Neighbours, neighbour_mean
 from napari_peka.core.progress import NULL, Progress
-from napari_peka.io.store import Prediction
+from napari_peka.io.prediction import Prediction
 from napari_peka.training.ceiling import attainable_pcc
 from napari_peka.training.metrics import gene_scores, nan_mean
 from napari_peka.training.panel import GeneNames

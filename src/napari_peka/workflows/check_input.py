@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from napari_peka.core.errors import PekaError, SectionError
 from napari_peka.core.interpolation import interpolate
-from napari_peka.io.store import Prediction
+from napari_peka.io.prediction import Prediction
 from napari_peka.workflows.spots import related
 
 if TYPE_CHECKING:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from napari_peka.config import EvaluateConfig, PredictConfig
 from napari_peka.core import files
+from napari_peka.core.doubt import Intervals
 from napari_peka.core.errors import OutputMismatch
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.io.cache import TILES, kept_in
@@ -87,6 +89,7 @@ def evaluate(
         for name, (w, b) in model.baselines.items()
         if name in ("train_mean", "colour", "position") and len(w) in (0, colour.shape[1], len(PLACE_NAMES))
     }
+    intervals, spread = intervals_of(model, own)
     progress.stage("measuring the noise ceiling", len(paired.sections))
     measured = []
     for s in paired.sections:
@@ -98,6 +101,7 @@ def evaluate(
                 spot_ids=tuple(paired.spot_ids[i] for i in rows), centre_um=paired.centre_um[rows], truth=y[rows],
                 predicted=predicted[rows], attainable=most,
                 baselines=predict_baselines(maps, colour[rows], place[rows]),
+                spread=None if spread is None else spread[rows],
             )
         )  # fmt: skip
         progress.advance()
@@ -110,7 +114,8 @@ def evaluate(
     split, seen = relation(model, paired)
     warnings = [*seen, *misplaced(sections, LEAST_ON_TISSUE), *warnings]
     report = score(
-        measured, genes, unit, hvg50=hvg50, model=model.name, split=split, half_width_90=model.residual_q90[in_model],
+        measured, genes, unit, hvg50=hvg50, model=model.name, split=split,
+        intervals=None if intervals is None else intervals.only(in_model),
         warnings=warnings, neighbour_smoothing=False, optimistic=False, seed=config.seed,
         provenance={
             "model": {"name": model.name, "digest": model.digest, "pcc_split": model.spec.head.pcc_split},
@@ -123,6 +128,20 @@ def evaluate(
         progress.stage("writing the report")
         report.write(Path(output).expanduser())
     return report
+
+
+def intervals_of(
+    model: Model, embeddings: npt.NDArray[np.floating]
+) -> tuple[Intervals | None, npt.NDArray[np.float32] | None]:
+    """Return a model's intervals, and by how much they are wider at each of its embeddings ``(n, d)``.
+
+    An older bundle knows one half width a gene, the same everywhere.
+    """
+    if model.intervals is not None and model.likeness is not None:
+        return model.intervals, model.spread(embeddings)
+    if np.isnan(half := model.residual_q90).all():
+        return None, None
+    return Intervals(np.array([0.05, 0.95]), np.stack([-half, half])), None
 
 
 def check_folder(folder: Path) -> None:

@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.config import HeadConfig, TrainConfig
+from napari_peka.core.doubt import Intervals
 from napari_peka.core.errors import SettingError
 from napari_peka.core.progress import NULL, Progress
-from napari_peka.io.store import RESEARCH_USE
+from napari_peka.core.units import least_value
+from napari_peka.io.prediction import RESEARCH_USE
 from napari_peka.training import splits
 from napari_peka.training.baselines import LinearMap, colour_features, fit_baselines, place_features, predict_baselines
 from napari_peka.training.ceiling import attainable_pcc
@@ -23,6 +25,7 @@ from napari_peka.training.denoise import denoised, depth_weights
 from napari_peka.training.paired import Paired
 from napari_peka.training.scoring import Measured
 from napari_peka.training.targets import N_VARIABLE, choose_genes, expression, most_variable, smooth_neighbours
+from napari_peka.trust.held_out import without_each
 
 if TYPE_CHECKING:
     import torch
@@ -236,9 +239,9 @@ def baselines_of(goal: Goal, train: npt.NDArray[np.bool_]) -> dict[str, LinearMa
 
 def measure(
     predicted: Float32, goal: Goal, paired: Paired, fold: splits.Fold, seed: int, baselines: dict[str, LinearMap],
-    ceilings: Ceilings,
+    ceilings: Ceilings, spread: Float32 | None = None,
 ) -> list[Measured]:  # fmt: skip
-    """Lay out the held-out spots of a fold, a part a section."""
+    """Lay out the held-out spots of a fold, a part a section; `predicted` and `spread` are of all spots."""
     out = []
     for name in dict.fromkeys(paired.section[fold.test].tolist()):
         rows = np.flatnonzero(fold.test & (paired.section == name))
@@ -248,9 +251,16 @@ def measure(
                 spot_ids=tuple(paired.spot_ids[i] for i in rows), centre_um=paired.centre_um[rows],
                 truth=goal.y[rows], predicted=predicted[rows], attainable=ceilings.of(rows),
                 baselines=predict_baselines(baselines, goal.colour[rows], goal.place[rows]),
+                spread=None if spread is None else spread[rows],
             )
         )  # fmt: skip
     return out
+
+
+def crossed(measured: list[Measured], unit: str) -> dict[str, Intervals]:
+    """Return for each held-out section the intervals that the others support."""
+    parts = [m.truth - m.predicted for m in measured], [m.spread for m in measured], [m.section_id for m in measured]
+    return without_each(*parts, least_value(unit))
 
 
 def ceiling(

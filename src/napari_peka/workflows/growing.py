@@ -15,7 +15,8 @@ from napari_peka.core.errors import StoreError
 from napari_peka.core.geometry import Block, TileTable
 from napari_peka.infer.schedule import Schedule
 from napari_peka.io.kept_tiles import KeptTiles
-from napari_peka.io.store import Prediction, RunStore
+from napari_peka.io.prediction import Prediction
+from napari_peka.io.store import RunStore
 
 if TYPE_CHECKING:
     from napari_peka.io.slide import Slide
@@ -109,13 +110,21 @@ class Growing:
     def show_part(self, block: Block, embeddings: Embeddings) -> None:
         """Put what is done of a block into the map, and tell of it."""
         self._in_parts = block
-        self.live.embeddings[block.start : block.stop] = embeddings
+        self._show(block, embeddings)
         if self.on_part:
             self.on_part(block, embeddings)
 
     def _put(self, block: Block, embeddings: Embeddings, ok: npt.NDArray[np.bool_]) -> None:
-        self.live.embeddings[block.start : block.stop] = embeddings
+        self._show(block, embeddings)
         self.live.read_ok[block.start : block.stop] = ok
+
+    def _show(self, block: Block, embeddings: Embeddings) -> None:
+        rows = slice(block.start, block.stop)
+        self.live.embeddings[rows] = embeddings
+        if self.live.ood is not None:
+            self.live.ood[rows] = self.model.ood(embeddings)
+        if self.live.spread is not None:
+            self.live.spread[rows] = self.model.spread(embeddings)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -136,4 +145,7 @@ class Growing:
 def empty_prediction(tiles: TileTable, model: Model, record: dict[str, object]) -> Prediction:
     """Return a map of which nothing is done."""
     embeddings = np.full((len(tiles), model.head.embedding_dims), np.nan, np.float16)
-    return Prediction(tiles, embeddings, model.head, np.ones(len(tiles), bool), record)
+    made = Prediction(tiles, embeddings, model.head, np.ones(len(tiles), bool), record, intervals=model.intervals)
+    if model.likeness is not None:
+        made.ood, made.spread = (np.full(len(tiles), np.nan, np.float32) for _ in range(2))
+    return made

@@ -10,13 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.config import TrainConfig
-from napari_peka.models.bundle import Model, save_bundle
+from napari_peka.core.doubt import Intervals
+from napari_peka.core.head import MEASURED
+from napari_peka.core.units import least_value
+from napari_peka.models.bundle import PROBABILITIES, QUANTILES, RESIDUAL_Q90, Model, save_bundle
 from napari_peka.models.reference import reference_of
 from napari_peka.models.registry import EncoderCard
 from napari_peka.models.spec import BundleSpec, HeadRef
 from napari_peka.training.baselines import PLACE_NAMES
 from napari_peka.training.evaluate import EvaluationReport
 from napari_peka.training.paired import Paired
+from napari_peka.trust.held_out import intervals_of
 from napari_peka.workflows.folds import Goal, baselines_of
 
 if TYPE_CHECKING:
@@ -156,7 +160,9 @@ def _of_head(
     paired: Paired, goal: Goal,
 ) -> Tensors:  # fmt: skip
     """Return a head's weights and what its values are judged and calibrated by."""
-    tensors: Tensors = {"head.weights": head.weights, "head.bias": head.bias, "residual.q90": _residual_q90(report)}
+    tensors: Tensors = {"head.weights": head.weights, "head.bias": head.bias, RESIDUAL_Q90: _residual_q90(report)}
+    if (intervals := _intervals(report)) is not None:
+        tensors |= {PROBABILITIES: intervals.probabilities.astype(np.float32), QUANTILES: intervals.quantiles}
     tensors |= reference_of(embedding[train], paired.section[train])
     for key, linear in baselines_of(goal, train).items():
         if len(linear.weights) <= len(PLACE_NAMES):  # a function of one section's places says nothing of another
@@ -169,9 +175,8 @@ def _head_ref(
 ) -> HeadRef:  # fmt: skip
     return HeadRef(
         features=features, n_dims=len(head.weights), context_um=context_um, genes=list(goal.genes),
-        gene_ids=list(goal.gene_ids), unit=report.unit, pcc=_rounded(report.genes["pcc"]), pcc_split=report.split,
-        attainable_pcc=_rounded(report.genes["attainable_pcc"]), hvg50=hvg50,
-        neighbour_smoothing=report.neighbour_smoothing,
+        gene_ids=list(goal.gene_ids), unit=report.unit, pcc_split=report.split, hvg50=hvg50,
+        neighbour_smoothing=report.neighbour_smoothing, **{name: _rounded(report.genes[name]) for name in MEASURED},
     )  # fmt: skip
 
 
@@ -212,6 +217,20 @@ def _residual_q90(report: EvaluationReport) -> npt.NDArray[np.float32]:
     """Return the 90 % quantile of the held-out absolute residuals of each gene; NaN where none is known."""
     residuals = np.concatenate([np.abs(m.truth - m.predicted) for m in report.measured])
     return np.asarray(np.nanquantile(residuals, 0.9, axis=0), np.float32)
+
+
+def _intervals(report: EvaluationReport) -> Intervals | None:
+    """Return what the residuals of held-out spots say of all genes."""
+    parts = report.measured
+    return intervals_of(
+        [m.truth - m.predicted for m in parts], [m.spread for m in parts], [m.section_id for m in parts],
+        least_value(report.unit),
+    )  # fmt: skip
+
+
+def embedding_of(outcome: Outcome, config: TrainConfig) -> npt.NDArray[np.float32]:
+    """Return each spot's own embedding as a bundle of this outcome computes it, ``(n, d)``."""
+    return _read_out(outcome, config)[2]
 
 
 def _rounded(values: Any) -> list[float | None]:

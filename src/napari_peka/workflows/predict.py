@@ -21,16 +21,9 @@ from napari_peka.infer.schedule import Schedule
 from napari_peka.infer.tissue import Tissue, find_tissue
 from napari_peka.io.cache import COMPILED, kept_in
 from napari_peka.io.kept_tiles import KeptTiles
+from napari_peka.io.prediction import FORMAT, RESEARCH_USE, Prediction, doubt_record, read_prediction
 from napari_peka.io.regions import check_region
-from napari_peka.io.store import (
-    FORMAT,
-    RESEARCH_USE,
-    Prediction,
-    RunStore,
-    identity_of_result,
-    read_prediction,
-    result_path,
-)
+from napari_peka.io.store import RunStore, identity_of_result, result_path
 from napari_peka.workflows.growing import Growing, OnBlock, OnPart, OnStart, empty_prediction
 
 if TYPE_CHECKING:
@@ -234,7 +227,7 @@ def predict(
                 _embed(growing, forward, progress)
             seconds = perf_counter() - started - getattr(progress, "waited_s", 0.0)
             run = _run(len(tiles), sum(map(len, there)), seconds)
-            store.finish(live.embeddings, live.read_ok)
+            store.finish(live)
     live.record["run"], live.path = run, path
     if bad := live.n_unreadable:
         progress.note(
@@ -401,6 +394,7 @@ def of_model(model: Model) -> dict[str, Any]:
         "encoder": model.spec.encoder.name,
         "unit": model.head.unit,
         "context_um": model.head.context_um,
+        **doubt_record(model.intervals),
     }
 
 

@@ -15,8 +15,8 @@ from napari_peka.core import files
 from napari_peka.core.errors import OutputMismatch, SettingError
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.io.cache import TILES, kept_in
+from napari_peka.io.prediction import Prediction
 from napari_peka.io.section import Section, as_sections
-from napari_peka.io.store import Prediction
 from napari_peka.models.bundle import Model, read_bundle
 from napari_peka.training import splits
 from napari_peka.training.baselines import BEFORE
@@ -26,6 +26,7 @@ from napari_peka.training.gene_head import FittedHead
 from napari_peka.training.paired import Paired, gather
 from napari_peka.training.report_words import TRAINED_ON
 from napari_peka.training.targets import N_VARIABLE
+from napari_peka.trust.held_out import spread_at
 from napari_peka.workflows import folds as part
 from napari_peka.workflows.outcome import save_refit
 from napari_peka.workflows.place import Workplace
@@ -136,7 +137,11 @@ def with_model(prediction: Prediction, model: Model) -> Prediction:
         )
     record = prediction.record | of_model(model)
     record["identity"] = record.get("identity", {}) | {"model": model.digest}
-    return dataclasses.replace(prediction, head=model.head, record=record, path=None)
+    known, own = model.likeness is not None, prediction.embeddings
+    return dataclasses.replace(
+        prediction, head=model.head, record=record, path=None, intervals=model.intervals,
+        ood=model.ood(own) if known else None, spread=model.spread(own) if known else None,
+    )  # fmt: skip
 
 
 class _Refit:
@@ -147,7 +152,7 @@ class _Refit:
         config: RefitConfig, settings: TrainConfig, progress: Progress,
     ) -> None:  # fmt: skip
         self.model, self.paired, self.split, self.goal = model, paired, split, goal
-        self.config, self.settings, self.progress = config, settings, progress
+        self.config, self.settings, self.progress, self.own = config, settings, progress, own
         self.features = part.with_context(own, paired, model.head.context_um)
         self.weights, self.bias, self.known = _in_order(model, paired, goal)
 
@@ -219,7 +224,10 @@ class _Refit:
             predicted = self.fit(fold.train)(self.features)
             baselines = part.baselines_of(self.goal, fold.train)
             hvg50[fold.name] = self.judged_by(fold.train)
-            for m in part.measure(predicted, self.goal, self.paired, fold, self.config.seed, baselines, ceilings):
+            spread = spread_at(self.own, fold.train, self.paired.section)
+            for m in part.measure(
+                predicted, self.goal, self.paired, fold, self.config.seed, baselines, ceilings, spread
+            ):
                 rows = np.flatnonzero(fold.test & (self.paired.section == m.section_id))
                 measured.append(dataclasses.replace(m, baselines=m.baselines | {BEFORE: before[rows]}))
         warnings, split = self.paired.all_warnings, f"{self.model.name}, its head refitted: {self.split.words}"
@@ -231,7 +239,7 @@ class _Refit:
             )
         return evaluate(
             measured, self.goal.genes, self.settings.unit, hvg50=hvg50, model=name,
-            split=split, warnings=warnings,
+            split=split, intervals=part.crossed(measured, self.settings.unit), warnings=warnings,
             provenance=self.record(), neighbour_smoothing=self.config.smooth_um is not None,
             optimistic=self.split.folds[0].optimistic, seed=self.config.seed,
         )  # fmt: skip

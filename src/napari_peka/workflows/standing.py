@@ -6,21 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from napari_peka.config import PredictConfig
 from napari_peka.core.errors import NoResult, OutputMismatch, StoreError
 from napari_peka.core.geometry import TileTable
 from napari_peka.io.kept_tiles import KeptTiles
-from napari_peka.io.store import (
-    Prediction,
-    RunStore,
-    differing,
-    identity_of_result,
-    read_prediction,
-    result_path,
-    same_or_raise,
-)
+from napari_peka.io.prediction import Prediction, read_prediction
+from napari_peka.io.store import RunStore, differing, identity_of_result, result_path, same_or_raise
+from napari_peka.workflows.growing import empty_prediction
 from napari_peka.workflows.predict import known_embeddings, load_forward, record_of
 
 if TYPE_CHECKING:
@@ -133,11 +125,12 @@ def read_what_is_there(
         raise NoResult(there.why or f"there is nothing of this map at {path} yet")
     record = _record(slide, model, tiles, config, forward)
     store = RunStore(path, tiles, model.head, record)
-    embeddings = np.full((len(tiles), store.n_dims), np.nan, np.float16)
-    live = Prediction(tiles, embeddings, model.head, np.ones(len(tiles), bool), record)
+    live = empty_prediction(tiles, model, record)
     for block in tiles.blocks():
         if (data := store.read_block(block)) is not None:
             live.embeddings[block.start : block.stop], live.read_ok[block.start : block.stop] = data
+    if live.ood is not None:
+        live.ood, live.spread = model.ood(live.embeddings), model.spread(live.embeddings)
     live.record["partial"] = live.done_in_words
     _ = live.neighbours
     return live

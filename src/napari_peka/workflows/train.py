@@ -29,8 +29,9 @@ from napari_peka.training.paired import Paired, gather
 from napari_peka.training.scoring import Measured
 from napari_peka.training.splits import Fold
 from napari_peka.training.targets import N_VARIABLE
+from napari_peka.trust.held_out import spread_at
 from napari_peka.workflows import folds as part
-from napari_peka.workflows.outcome import Outcome, save_outcome
+from napari_peka.workflows.outcome import Outcome, embedding_of, save_outcome
 from napari_peka.workflows.place import Workplace
 from napari_peka.workflows.spots import refuse_misplaced
 from napari_peka.workflows.watch import N_SHOWN, Part, Watcher, glance
@@ -254,14 +255,18 @@ class _Walk:
         if kept is None or not self.split.on_all:
             final = self.learn(fold.name, fold.train, fold.test)
             predicted = final.head(final.features)
+            spread = spread_at(embedding_of(final, self.config), fold.train, self.paired.section)
             self.last = final
-            self._keep(number, predicted[fold.test])
+            self._keep(number, predicted[fold.test], spread[fold.test])
         else:
             predicted = np.full(self.goal.y.shape, np.nan, np.float32)
-            predicted[fold.test], curves = kept
+            spread = np.ones(len(self.paired), np.float32)
+            predicted[fold.test], spread[fold.test], curves = kept
             self.curves += curves
         baselines = part.baselines_of(self.goal, fold.train)
-        measured = part.measure(predicted, self.goal, self.paired, fold, self.config.seed, baselines, self.ceilings)
+        measured = part.measure(
+            predicted, self.goal, self.paired, fold, self.config.seed, baselines, self.ceilings, spread
+        )
         return self._beside_frozen(measured, fold) if self.against_frozen else measured
 
     def _note_end(self) -> None:
@@ -324,9 +329,10 @@ class _Walk:
         if self.ended_after:
             self.notes.append(f"training was ended after {self.ended_after} of {self.config.epochs} epochs")
         hvg50 = {f.name: self.goal.hvg50(self.paired, f.train) for f in self.folds}
+        measured = [m for fold in held_out for m in fold]
         return evaluate(
-            [m for fold in held_out for m in fold], self.goal.genes, self.config.unit, hvg50=hvg50, model=name,
-            split=self.split.words, curves=self.curves,
+            measured, self.goal.genes, self.config.unit, hvg50=hvg50, model=name,
+            split=self.split.words, intervals=part.crossed(measured, self.config.unit), curves=self.curves,
             warnings=self.notes, provenance=self.record(), neighbour_smoothing=self.config.smooth_um is not None,
             optimistic=self.folds[0].optimistic, seed=self.config.seed,
         )  # fmt: skip
@@ -336,26 +342,30 @@ class _Walk:
         ran = {"precision": str(self.dtype).removeprefix("torch."), "device": self.device.type}
         return part.made_of(self.paired, self.split, self.config) | ran
 
-    def _kept(self, number: int) -> tuple[npt.NDArray[np.float32], list[dict[str, Any]]] | None:
+    def _kept(
+        self, number: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], list[dict[str, Any]]] | None:
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
         folder = part.checkpoint_folder(self.folder, self.folds[number].name)
         try:
-            predicted = load((folder / "held_out.safetensors").read_bytes())["predicted"]
+            arrays = load((folder / "held_out.safetensors").read_bytes())
+            predicted, spread = arrays["predicted"], arrays["spread"]
             curves = json.loads((folder / "curves.json").read_text("utf-8"))
         except (FileNotFoundError, SafetensorError, KeyError, ValueError):
             return None
-        return (predicted, curves) if len(predicted) == self.folds[number].test.sum() else None
+        return (predicted, spread, curves) if len(predicted) == len(spread) == self.folds[number].test.sum() else None
 
-    def _keep(self, number: int, predicted: npt.NDArray[np.float32]) -> None:
+    def _keep(self, number: int, predicted: npt.NDArray[np.float32], spread: npt.NDArray[np.float32]) -> None:
         from safetensors.numpy import save
 
         name = self.folds[number].name
         folder = files.make_folder(part.checkpoint_folder(self.folder, name))
         curves = [c for c in self.curves if c["fold"] == name]
         files.write_whole(folder / "curves.json", json.dumps(curves).encode())
-        files.write_whole(folder / "held_out.safetensors", save({"predicted": np.ascontiguousarray(predicted)}))
+        arrays = {"predicted": np.ascontiguousarray(predicted), "spread": spread}
+        files.write_whole(folder / "held_out.safetensors", save(arrays))
         for cached in folder.glob("trunk-*.npy"):
             files.remove_tree(cached)
 

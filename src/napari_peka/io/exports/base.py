@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from napari_peka.core.head import GeneHead
 from napari_peka.core.progress import NULL, Progress
+from napari_peka.io.prediction import Prediction
 from napari_peka.io.statistics import SCORE_UNIT, gene_set_score, known_genes
-from napari_peka.io.store import Prediction
 
 if TYPE_CHECKING:
     from napari_peka.io.slide import Slide

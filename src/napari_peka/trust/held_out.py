@@ -1,0 +1,73 @@
+"""From the held-out spots of a training to the intervals of its model, and to what these are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_peka.core.doubt import Intervals, Likeness
+from napari_peka.core.errors import SettingError
+from napari_peka.models.reference import PERCENTILES, distances, reference_of
+from napari_peka.trust.conformal import calibrate
+
+FloatArray = npt.NDArray[np.floating]
+Float32 = npt.NDArray[np.float32]
+
+
+def spread_at(embeddings: FloatArray, train: npt.NDArray[np.bool_], sections: npt.NDArray[np.generic]) -> Float32:
+    """Return by how much the intervals of a head are wider at each spot, ``(n,)``.
+
+    Parameters
+    ----------
+    embeddings
+        Of all spots, ``(n, d)``.
+    train
+        Spots that the head was fitted on, bool ``(n,)``.
+    sections
+        Of each spot, ``(n,)``.
+    """
+    reference = reference_of(embeddings[train], sections[train])
+    likeness = Likeness(np.asarray(reference[PERCENTILES], np.float64), int(train.sum()))
+    return likeness.spread(distances(embeddings, reference))
+
+
+def intervals_of(
+    residuals: Sequence[FloatArray], spread: Sequence[FloatArray | None], sections: Sequence[str], floor: float | None
+) -> Intervals | None:
+    """Return the intervals that held-out parts support together; None where they are too few.
+
+    Parameters
+    ----------
+    residuals
+        Of each part, measured less predicted, ``(n, g)``.
+    spread
+        Of each part, ``(n,)``; None: 1.
+    sections
+        Of each part.
+    floor
+        Least possible value in the unit.
+    """
+    wide = [np.ones(len(r), np.float32) if s is None else s for r, s in zip(residuals, spread)]
+    groups = np.repeat(np.asarray(sections, dtype=object), [len(r) for r in residuals]).astype(str)
+    try:
+        return calibrate(np.concatenate(residuals), np.concatenate(wide), groups, floor=floor)
+    except SettingError:
+        return None
+
+
+def without_each(
+    residuals: Sequence[FloatArray], spread: Sequence[FloatArray | None], sections: Sequence[str], floor: float | None
+) -> dict[str, Intervals]:
+    """Return for each section the intervals that the others support: what they hold of it was calibrated without it."""
+    out = {}
+    for name in dict.fromkeys(sections):
+        others = [i for i, s in enumerate(sections) if s != name]
+        if others:
+            made = intervals_of(
+                [residuals[i] for i in others], [spread[i] for i in others], [sections[i] for i in others], floor
+            )
+            if made is not None:
+                out[name] = made
+    return out
