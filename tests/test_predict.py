@@ -126,9 +126,9 @@ def test_a_plain_model_makes_results_that_older_versions_read(whole):
 
 
 def test_a_result_of_a_later_version_asks_for_an_update(whole, monkeypatch):
-    from napari_peka.io import store
+    from napari_peka.io import prediction
 
-    monkeypatch.setattr(store, "FORMAT", 0)  # to a version before the first this result is of a later one
+    monkeypatch.setattr(prediction, "FORMAT", 0)  # to a version before the first this result is of a later one
     with pytest.raises(StoreError, match="newer version of napari-peka; update"):
         peka.read_prediction(whole.path)
 

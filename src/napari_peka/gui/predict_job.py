@@ -126,7 +126,7 @@ class Memory:
         """Return the encoder of a model, the loaded one where there is one."""
         from napari_peka.workflows.predict import load_forward
 
-        key = (model.embedding_digest, config.device)
+        key = (model.seen_digest, config.device)
         with self._lock:
             if self._forward is None or self._forward[0] != key:
                 self._forward = key, load_forward(model, config, offline=True)

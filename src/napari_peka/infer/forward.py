@@ -77,7 +77,7 @@ class Forward:
     batch_size
         Tiles a pass; None: 128 on an accelerator, on a CPU a few a thread. A pass holds tiles of one block.
     digest
-        What the module computes, in the words of :attr:`Model.embedding_digest`; empty: nobody asks.
+        What the module computes, in the words of :attr:`Model.seen_digest`; empty: nobody asks.
     backend
         What runs the encoder inside the module; another than ``"torch"`` computes in `dtype` by itself, and the rest of
         the module stays in float32.
@@ -165,10 +165,11 @@ class Forward:
             if not _out_of_memory(e):
                 raise
             self._take_fewer(len(part), e)
-            step = self.batch_size  # may become smaller within this loop
-            for first in range(0, len(part), step):
-                fewer = part[first : first + step]
+            first = 0
+            while first < len(part):
+                fewer = part[first : first + self.batch_size]  # which may become smaller within this loop
                 yield from self._fetched(name, at + first, fewer, self._begin(fewer))
+                first += len(fewer)
             return
         yield name, slice(at, at + len(part)), values
 

@@ -49,7 +49,7 @@ class KeptTiles:
         Parameters
         ----------
         record
-            Of the run; its identity and the model's ``embedding_digest`` name the file.
+            Of the run; its identity and the model's ``seen_digest`` name the file.
         tiles, n_dims
             Its tiles, and the width of an embedding.
 
@@ -65,7 +65,7 @@ class KeptTiles:
         if tiles.grid_yx is None or said == "0":
             return None
         decides = {k: v for k, v in record["identity"].items() if k not in _BESIDE}
-        decides["encoder"] = record["model"]["embedding_digest"]
+        decides["encoder"] = record["model"]["seen_digest"]
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
         return cls(cache_folder() / EMBEDDINGS / f"{record['slide']['name']}-{digest}.safetensors", n_dims)
 

@@ -54,19 +54,22 @@ class RunStore:
         Final path of the result.
     tiles, head, record
         As in :class:`Prediction`. ``record["identity"]`` is what must be equal to resume.
+    seen_dims
+        Numbers of a tile in a block; None: its embedding alone.
     overwrite
         Replace a result or unfinished run of something else; what this package did not write is never replaced.
     """
 
     def __init__(
-        self, path: Path, tiles: TileTable, head: GeneHead, record: dict[str, Any], *, overwrite: bool = False
-    ) -> None:
+        self, path: Path, tiles: TileTable, head: GeneHead, record: dict[str, Any], *, seen_dims: int | None = None,
+        overwrite: bool = False,
+    ) -> None:  # fmt: skip
         self.path, self.tiles, self.head, self.record = path, tiles, head, record
         self.n_dims = head.embedding_dims
         self.partial = path.with_name(path.name + ".partial")
         # a worker of a run that was given up may still write: never where another run looks for blocks
         run = hashlib.sha256(json.dumps(record["identity"], sort_keys=True).encode()).hexdigest()[:8]
-        self.blocks = BlockFiles(self.partial / f"blocks-{run}", self.n_dims)
+        self.blocks = BlockFiles(self.partial / f"blocks-{run}", seen_dims or self.n_dims)
         self._overwrite = overwrite
         self._lock: Any = None
 

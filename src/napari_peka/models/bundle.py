@@ -138,17 +138,48 @@ class Model:
         n = sum(int(s.get("spots", 0)) for s in self.trained_on) if rows is None else int(rows[0])
         return Likeness(np.asarray(self.carried[reference.PERCENTILES], np.float64), n)
 
+    @cached_property
+    def image_reference(self) -> dict[str, Float32]:
+        """Statistics of what the encoder saw in the training spots, before it was narrowed; empty where it was not.
+
+        An embedding that was narrowed to what genes need no longer tells a fold or a wrong scale, so distances are then
+        measured before.
+        """
+        names = (k for k in self.carried if k.startswith(reference.IMAGE))
+        return {reference.PREFIX + k.removeprefix(reference.IMAGE): self.carried[k].astype(np.float32) for k in names}
+
+    @property
+    def seen_dims(self) -> int:
+        """Numbers that the encoder gives a tile: its embedding and, with an :attr:`image_reference`, its distance."""
+        return self.head.embedding_dims + bool(self.image_reference)
+
+    @cached_property
+    def seen_digest(self) -> str:
+        """sha256 of what decides these numbers."""
+        if not self.image_reference:
+            return self.embedding_digest
+        tensors = {k: hashlib.sha256(v.tobytes()).hexdigest() for k, v in sorted(self.image_reference.items())}
+        return _digest({"embedding": self.embedding_digest, "reference": tensors})
+
     def spread(self, embeddings: npt.NDArray[np.floating]) -> Float32:
         """Return by how much intervals are wider at tiles with these embeddings ``(n, d)``, ``(n,)``; 1: not known."""
         if self.likeness is None:
             return np.ones(len(embeddings), np.float32)
         return self.likeness.spread(reference.distances(embeddings, self.carried))
 
-    def ood(self, embeddings: npt.NDArray[np.floating]) -> Float32:
-        """Return how unlike the training data tiles with these embeddings ``(n, d)`` are, 0 to 100; NaN: not known."""
+    def ood(self, seen: npt.NDArray[np.floating]) -> Float32:
+        """Return how unlike the training data tiles are, 0 to 100, ``(n,)``; NaN: not known.
+
+        Parameters
+        ----------
+        seen
+            What the encoder gives each of them, ``(n, seen_dims)``.
+        """
         if self.likeness is None:
-            return np.full(len(embeddings), np.nan, np.float32)
-        return self.likeness.percentile(reference.distances(embeddings, self.carried))
+            return np.full(len(seen), np.nan, np.float32)
+        if not self.image_reference:
+            return self.likeness.percentile(reference.distances(seen, self.carried))
+        return Likeness(self.image_reference[reference.PERCENTILES], 0).percentile(seen[:, -1])
 
     @property
     def hvg50(self) -> tuple[str, ...]:
@@ -365,11 +396,14 @@ def _wanted_carried(spec: BundleSpec, shapes: dict[str, tuple[int, ...]]) -> dic
             wanted |= {name: (*shape[:1], g), f"{name.removesuffix('.weights')}.bias": (g,)}
         elif name.startswith(BASELINE) and name.endswith(".bias"):
             wanted[name] = (g,)
-    if any(name.startswith("reference.") for name in shapes):
-        k = (shapes.get(reference.VARIANCES) or (0,))[0]
-        wanted |= {reference.MEAN: (d,), reference.AXES: (k, d), reference.VARIANCES: (k,)}
-        wanted |= {reference.RESIDUAL: (1,), reference.PERCENTILES: (101,)}
-        wanted |= {reference.ROWS: (1,)} if reference.ROWS in shapes else {}
+    if any(name.startswith(reference.PREFIX) for name in shapes):
+        wanted |= reference.shapes_of(shapes, d)
+    if any(name.startswith(reference.IMAGE) for name in shapes):
+        image = {reference.PREFIX + k.removeprefix(reference.IMAGE): v for k, v in shapes.items()
+                 if k.startswith(reference.IMAGE)}  # fmt: skip
+        width = spec.translate[0] if spec.translate else d
+        asked = reference.shapes_of(image, width)
+        wanted |= {reference.IMAGE + k.removeprefix(reference.PREFIX): v for k, v in asked.items()}
     return wanted
 
 

@@ -18,6 +18,8 @@ from napari_peka.core.errors import SettingError
 FloatArray = npt.NDArray[np.floating]
 Arrays = dict[str, npt.NDArray[np.float32]]
 
+#: what names of these tensors begin with, and of those of what an encoder saw before it was narrowed
+PREFIX, IMAGE = "reference.", "reference.image."
 MEAN, AXES, VARIANCES = "reference.mean", "reference.axes", "reference.variances"
 RESIDUAL, PERCENTILES = "reference.residual_variance", "reference.distance_percentiles"
 ROWS = "reference.rows"
@@ -78,6 +80,12 @@ def reference_of(embeddings: FloatArray, groups: npt.ArrayLike | None = None) ->
     return {**_fitted(whole, shift), PERCENTILES: percentiles, ROWS: np.array([len(x)], np.float32)}
 
 
+def image_reference_of(embeddings: FloatArray, groups: npt.ArrayLike | None = None) -> Arrays:
+    """Return :func:`reference_of` under the names of what an encoder saw before it was narrowed."""
+    made = reference_of(embeddings, groups)
+    return {IMAGE + name.removeprefix(PREFIX): values for name, values in made.items()}
+
+
 def distances(embeddings: FloatArray, reference: Mapping[str, npt.NDArray[np.floating]]) -> npt.NDArray[np.float32]:
     """Return the Mahalanobis distance of each embedding from the reference, shape ``(n,)``; NaN for a NaN row.
 
@@ -99,6 +107,19 @@ def distances(embeddings: FloatArray, reference: Mapping[str, npt.NDArray[np.flo
             rest[np.isfinite(rest)] = 0  # no direction is left: only rounding is
         out[at : at + _ROWS] = np.sqrt((z**2 / variances).sum(1) + rest / residual)
     return out
+
+
+def shapes_of(shapes: Mapping[str, tuple[int, ...]], d: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that statistics of embeddings ``(n, d)`` must have, by name, where `shapes` are there."""
+    k = (shapes.get(VARIANCES) or (0,))[0]
+    wanted: dict[str, tuple[int, ...]] = {
+        MEAN: (d,),
+        AXES: (k, d),
+        VARIANCES: (k,),
+        RESIDUAL: (1,),
+        PERCENTILES: (101,),
+    }
+    return wanted | ({ROWS: (1,)} if ROWS in shapes else {})
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -15,7 +16,10 @@ from napari_peka.core.errors import BundleError
 from napari_peka.models.backends import Compiled
 from napari_peka.models.bundle import ADAPTER, TRANSLATE, Model
 from napari_peka.models.encoder import Normaliser, complete, load_encoder, read_at
+from napari_peka.models.reference import AXES, MEAN, RESIDUAL, VARIANCES
 
+#: distances are kept in float16, which ends at 65504
+FARTHEST = 60_000.0
 #: tiles whose wide crops are resized at once: in float32 a crop of 896 px takes 10 MB
 _RESIZED_AT_ONCE = 8
 
@@ -39,6 +43,9 @@ class Student(nn.Module):
     views
         Widths of the crops whose embeddings are concatenated, in multiples of the encoder's px. A tile must be as
         wide as the widest; each crop lies in its middle and is resized to px.
+    reference
+        Statistics of image embeddings, as :attr:`Model.image_reference`: the distance from them is then one more number
+        of each tile. Empty: none.
     """
 
     def __init__(
@@ -51,8 +58,11 @@ class Student(nn.Module):
         *,
         rotations: int = 1,
         views: Sequence[float] = (1.0,),
+        reference: Mapping[str, npt.NDArray[np.float32]] | None = None,
     ) -> None:
         super().__init__()
+        # no buffers: a module in bfloat16 must not measure distances in it
+        self._reference = {k: torch.from_numpy(np.array(v, np.float32)) for k, v in (reference or {}).items()}
         self.encoder, self.translate, self.features = encoder, translate, features
         self.rotations, self.views = rotations, tuple(views)
         self.normalise = Normaliser(mean, std)
@@ -92,12 +102,27 @@ class Student(nn.Module):
         return torch.cat([_resized(few, px, self.normalise.scale.device) for few in middle.split(_RESIZED_AT_ONCE)])
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Return the features that the gene head reads, shape ``(b, embedding_dims)``."""
+        """Return the features that the gene head reads, and the distance where it is measured, ``(b, seen_dims)``."""
         image = self.embed(tiles)
+        features = self._features(image)
+        return torch.cat([features.float(), self._distance(image)[:, None]], 1) if self._reference else features
+
+    def _features(self, image: torch.Tensor) -> torch.Tensor:
         if self.features == "image" or self.translate is None:
             return image
         peka: torch.Tensor = self.translate(image.to(self.normalise.scale.dtype))  # an average is always float32
         return peka if self.features == "peka" else torch.cat([image, peka], 1)
+
+    def _distance(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the distance of each image embedding from the reference, ``(b,)``, as `reference.distances` does."""
+        names = (MEAN, AXES, VARIANCES, RESIDUAL)
+        mean, axes, variances, residual = (self._reference[k].to(image.device) for k in names)
+        with torch.autocast(image.device.type, enabled=False):
+            x = image.float() - mean
+            z = x @ axes.T
+            rest = (x.square().sum(1) - z.square().sum(1)).clamp(min=0)
+            squared = (z.square() / variances).sum(1) + rest / residual
+        return squared.sqrt().clamp(max=FARTHEST)
 
 
 def _dihedral(x: torch.Tensor, n: int) -> Iterator[torch.Tensor]:
@@ -157,7 +182,14 @@ def build_student(
     p = model.spec.preprocessing
     encoder = encoder or _encoder(model, weights, offline)
     student = Student(
-        encoder, p.mean, p.std, _translation(model), model.spec.head.features, rotations=p.rotations, views=p.views
+        encoder,
+        p.mean,
+        p.std,
+        _translation(model),
+        model.spec.head.features,
+        rotations=p.rotations,
+        views=p.views,
+        reference=model.image_reference,
     )
     student.eval().requires_grad_(False)
     return student

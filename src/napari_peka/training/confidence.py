@@ -73,21 +73,63 @@ def interval(pcc: Table, effective: Table) -> tuple[Table, Table]:
 
     Notes
     -----
-    Fisher's z of each part has the variance ``1 / (n - 3)``; what the parts differ by beyond that is another variance
-    between them (DerSimonian & Laird, Control. Clin. Trials 1986). Of one part nothing is known of the latter.
+    Fisher's z of each part has the variance ``1 / (n - 3)``.
     """
-    z = np.arctanh(np.clip(pcc, -0.999999, 0.999999))
-    own = np.where(np.isfinite(z), 1 / np.maximum(effective - 3, 1), np.nan)
-    k = np.isfinite(z).sum(0).astype(float)
-    mean = nan_mean(z, 0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        weight = 1 / own
-        pooled = np.nansum(weight * z, 0) / np.nansum(weight, 0)
-        q = np.nansum(weight * (z - pooled) ** 2, 0)
-        free = np.nansum(weight, 0) - np.nansum(weight**2, 0) / np.nansum(weight, 0)
-        between = np.where((k > 1) & (free > 0), np.maximum(q - (k - 1), 0) / free, 0)
-        se = np.sqrt(np.nansum(np.where(np.isfinite(z), own + between, 0), 0)) / k
+    mean, se = _pooled(_fisher(pcc), 1 / np.maximum(effective - 3, 1))
     return np.tanh(mean - Z95 * se), np.tanh(mean + Z95 * se)
+
+
+def upper_bound(pcc: Table, other: Table, alike: Table, effective: Table) -> Table:
+    """Return how far another prediction's correlation may reach, for what the model's is, ``(g,)``.
+
+    Both were made of the same spots, so they are compared there: the bound is the model's correlation less the lower
+    end of the 95 % interval of the difference. The model's lies above it where it was shown to be better.
+
+    Parameters
+    ----------
+    pcc, other
+        Of the model and of the other one, ``(p, g)``.
+    alike
+        Correlation of the two predictions, ``(p, g)``; NaN where the other one is constant.
+    effective
+        Independent spots, ``(p, g)``.
+
+    Notes
+    -----
+    Variance of the difference of two dependent correlations: Meng, Rosenthal & Rubin, Psychol. Bull. 1992. A constant
+    prediction has the correlation 0 and no variance, so that its bound is what chance gives the model.
+    """
+    x, y = _fisher(pcc), _fisher(other)
+    constant = ~np.isfinite(alike)
+    r = np.clip(np.where(constant, 0, alike), -0.999, 0.999)
+    square = np.minimum((pcc**2 + other**2) / 2, 0.999)
+    f = np.minimum((1 - r) / (2 * (1 - square)), 1)
+    one = 1 / np.maximum(effective - 3, 1)
+    both = 2 * (1 - r) * (1 - f * square) / (1 - square) * one
+    better, se = _pooled(x - y, np.where(constant, one, both))
+    mean = nan_mean(x, 0)
+    return np.tanh(mean - (better - Z95 * se))
+
+
+def _fisher(pcc: Table) -> Table:
+    return np.asarray(np.arctanh(np.clip(pcc, -0.999999, 0.999999)))
+
+
+def _pooled(values: Table, variance: Table) -> tuple[Table, Table]:
+    """Return mean over parts and its standard error, ``(g,)`` each.
+
+    What parts differ by beyond their own variance is another variance between them (DerSimonian & Laird, Control. Clin.
+    Trials 1986). Of one part nothing is known of the latter.
+    """
+    known = np.isfinite(values) & np.isfinite(variance)
+    v = np.where(known, variance, 1.0)
+    z, weight, k = np.where(known, values, 0.0), np.where(known, 1 / v, 0.0), known.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        total = weight.sum(0)
+        q = (weight * (z - (weight * z).sum(0) / total) ** 2).sum(0)
+        free = total - (weight**2).sum(0) / total
+        between = np.where((k > 1) & (free > 0), np.maximum(q - (k - 1), 0) / free, 0.0)
+        return z.sum(0) / k, np.sqrt(np.where(known, v + between, 0.0).sum(0)) / k
 
 
 def _classes(centre_um: npt.NDArray[np.float64]) -> Iterator[tuple[Any, int]]:

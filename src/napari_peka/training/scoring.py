@@ -102,7 +102,7 @@ class Scoreboard:
     metrics
         By name of the metric.
     baselines
-        By name, then metric (``pcc``, ``mse``).
+        By name, then metric (``pcc``, ``mse``), and ``alike``: the correlation with what the model predicts.
     attainable, coverage
         Noise ceiling; share of spots within the 90 % interval.
     effective
@@ -186,6 +186,9 @@ def score_parts(
     for name in measured[0].baselines:
         found = [gene_scores(m.truth, m.baselines[name], ("pcc", "mse")) for m in measured]
         baselines[name] = {k: np.stack([f[k] for f in found]) for k in ("pcc", "mse")}
+        # of what is constant nothing is alike
+        both = [gene_scores(m.baselines[name], m.predicted, ("pcc",))["pcc"] for m in measured]
+        baselines[name]["alike"] = np.stack(both)
     return Scoreboard(
         parts=tuple(Part(m.section_id, m.patient_id, m.fold, m.seed) for m in measured),
         genes=tuple(genes),
@@ -244,8 +247,11 @@ def gene_columns(board: Scoreboard) -> Mapping[str, npt.NDArray[Any]]:
     mean = {name: nan_mean(board.by_section(values), 0) for name, values in board.metrics.items()}
     attainable = nan_mean(board.by_section(board.attainable), 0)
     low, high = confidence.interval(board.metrics["pcc"], board.effective)
-    simple = [confidence.interval(scores["pcc"], board.effective)[1] for name, scores in board.baselines.items()
-              if name in BASELINES]  # fmt: skip
+    bounds = [
+        confidence.upper_bound(board.metrics["pcc"], scores["pcc"], scores["alike"], board.effective)
+        for name, scores in board.baselines.items()
+        if name in BASELINES
+    ]
     first = ("pcc", "spearman", "mse", "mae", "r2")
     return {
         **{name: mean[name] for name in first},
@@ -253,7 +259,7 @@ def gene_columns(board: Scoreboard) -> Mapping[str, npt.NDArray[Any]]:
         "coverage_90": nan_mean(board.by_section(board.coverage), 0),
         "pcc_low": low,
         "pcc_high": high,
-        "baseline_pcc_high": nan_max(np.stack(simple)) if simple else np.full(len(low), np.nan),
+        "baseline_pcc_high": nan_max(np.stack(bounds)) if bounds else np.full(len(low), np.nan),
         "cosine": mean["cosine"],
         "kl": mean["kl"],
         "share_of_attainable": np.divide(

@@ -157,13 +157,13 @@ class CrewForward:
     Attributes
     ----------
     digest
-        What it computes, in the words of :attr:`Model.embedding_digest`.
+        What it computes, in the words of :attr:`Model.seen_digest`.
     precision
         Number format, and who computes in it where that is not PyTorch.
     """
 
     def __init__(self, crew: Crew, model: Model, resource: str, config: PredictConfig, maker: tuple[str, str]) -> None:
-        self.digest, self.precision = model.embedding_digest, maker[0]
+        self.digest, self.precision = model.seen_digest, maker[0]
         self._crew, self._resource, self._config, self._maker = crew, resource, config, maker
         self._model = model.digest
 

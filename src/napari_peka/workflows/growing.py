@@ -60,6 +60,8 @@ class Growing:
         self.schedule = Schedule([])
         self._anything_new = False
         self._in_parts: Block | None = None
+        # the last number that the encoder gave each tile: its distance, where that is measured
+        self._last = np.full(len(self.tiles), np.nan, np.float16)
 
     @property
     def tiles(self) -> TileTable:
@@ -79,7 +81,7 @@ class Growing:
         for block in self.blocks:
             rows = slice(block.start, block.stop)
             if known is not None:
-                self._put(block, known.embeddings[rows], known.read_ok[rows])
+                self._take_over(block, known)
             elif (data := self.store.read_block(block)) is not None:
                 self._put(block, *data)
             elif seen is not None and not np.isnan(seen[rows, 0]).any():
@@ -112,19 +114,34 @@ class Growing:
         self._in_parts = block
         self._show(block, embeddings)
         if self.on_part:
-            self.on_part(block, embeddings)
+            self.on_part(block, self.live.embeddings[block.start : block.stop])
 
     def _put(self, block: Block, embeddings: Embeddings, ok: npt.NDArray[np.bool_]) -> None:
         self._show(block, embeddings)
         self.live.read_ok[block.start : block.stop] = ok
 
-    def _show(self, block: Block, embeddings: Embeddings) -> None:
+    def _show(self, block: Block, seen: Embeddings) -> None:
         rows = slice(block.start, block.stop)
-        self.live.embeddings[rows] = embeddings
-        if self.live.ood is not None:
-            self.live.ood[rows] = self.model.ood(embeddings)
-        if self.live.spread is not None:
-            self.live.spread[rows] = self.model.spread(embeddings)
+        show(self.live, self.model, rows, seen)
+        self._last[rows] = seen[:, -1]
+
+    def _take_over(self, block: Block, known: Prediction) -> None:
+        """Put in a block of a result that another head has read."""
+        rows, live = slice(block.start, block.stop), self.live
+        live.embeddings[rows], live.read_ok[rows] = known.embeddings[rows], known.read_ok[rows]
+        if live.spread is not None:
+            live.spread[rows] = self.model.spread(known.embeddings[rows])
+        same = known.record["model"].get("seen_digest") == self.model.seen_digest
+        if live.ood is not None and not self.model.image_reference:
+            live.ood[rows] = self.model.ood(known.embeddings[rows])
+        elif live.ood is not None and known.ood is not None and same:
+            live.ood[rows] = known.ood[rows]
+
+    @property
+    def _seen(self) -> Embeddings:
+        """What the encoder gave each tile, ``(n, seen_dims)``; NaN where it is missing."""
+        own = self.live.embeddings
+        return own if self.model.seen_dims == own.shape[1] else np.concatenate([own, self._last[:, None]], 1)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -134,11 +151,11 @@ class Growing:
             yield
         finally:
             if (block := self._in_parts) is not None:  # what is not kept is not shown as done
-                self.show_part(block, np.full((len(block), self.live.embeddings.shape[1]), np.nan, np.float16))
+                self.show_part(block, np.full((len(block), self.model.seen_dims), np.nan, np.float16))
             self.live.record["partial"] = self.live.done_in_words
             if self.kept and self._anything_new:
                 with suppress(StoreError):  # a cache that cannot be written costs time, nothing else
-                    self.kept.add(self.tiles, self.live.embeddings)
+                    self.kept.add(self.tiles, self._seen)
         del self.live.record["partial"]
 
 
@@ -149,3 +166,11 @@ def empty_prediction(tiles: TileTable, model: Model, record: dict[str, object]) 
     if model.likeness is not None:
         made.ood, made.spread = (np.full(len(tiles), np.nan, np.float32) for _ in range(2))
     return made
+
+
+def show(live: Prediction, model: Model, rows: slice, seen: Embeddings) -> None:
+    """Put what the encoder gave some tiles, ``(n, seen_dims)``, into a growing map."""
+    embeddings = seen[:, : live.embeddings.shape[1]]
+    live.embeddings[rows] = embeddings
+    if live.ood is not None and live.spread is not None:
+        live.ood[rows], live.spread[rows] = model.ood(seen), model.spread(embeddings)

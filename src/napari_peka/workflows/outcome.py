@@ -14,7 +14,7 @@ from napari_peka.core.doubt import Intervals
 from napari_peka.core.head import MEASURED
 from napari_peka.core.units import least_value
 from napari_peka.models.bundle import PROBABILITIES, QUANTILES, RESIDUAL_Q90, Model, save_bundle
-from napari_peka.models.reference import reference_of
+from napari_peka.models.reference import IMAGE, image_reference_of, reference_of
 from napari_peka.models.registry import EncoderCard
 from napari_peka.models.spec import BundleSpec, HeadRef
 from napari_peka.training.baselines import PLACE_NAMES
@@ -77,6 +77,9 @@ def save_outcome(
     learnt, card = outcome.learnt, outcome.learnt.card
     head, layers, embedding, features = _read_out(outcome, config)
     tensors: Tensors = _of_head(head, report, embedding, outcome.train, paired, goal)
+    if features != config.features:  # narrowed to what genes need, which no longer tells what is unlike
+        seen = _own(outcome, config)[outcome.train]
+        tensors |= image_reference_of(seen, paired.section[outcome.train])
     tensors |= {f"adapter.{k}": v.numpy() for k, v in learnt.adapter.items()}
     for i, (weight, bias) in enumerate(layers):
         tensors |= {f"translate.{i}.weight": weight, f"translate.{i}.bias": bias}
@@ -152,7 +155,8 @@ def save_refit(
             "learnt": {"head": head.record},
         },
     )  # fmt: skip
-    return save_bundle(folder, spec, model.tensors | _of_head(head, report, embedding, train, paired, goal))
+    image = {k: v for k, v in model.carried.items() if k.startswith(IMAGE)}  # the encoder sees what it saw
+    return save_bundle(folder, spec, model.tensors | image | _of_head(head, report, embedding, train, paired, goal))
 
 
 def _of_head(
@@ -197,14 +201,19 @@ def _read_out(
             if hasattr(m, "weight")
         ]
     parts = 1 if config.context_um is None else 2
-    width = outcome.features.shape[1] // parts
-    own = outcome.features[:, :width]
+    own = _own(outcome, config)
+    width = own.shape[1]
     if config.compress and config.target_rank and config.features == "image":
         rank = min(config.target_rank, outcome.head.weights.shape[1])
         if parts * rank * WORTH_IT <= width:
             weight, bias, head = narrowed(outcome.head, own[outcome.train], rank, parts)
             return head, [(weight, bias)], own @ weight.T, "peka"
     return outcome.head, layers, own, config.features
+
+
+def _own(outcome: Outcome, config: TrainConfig) -> npt.NDArray[np.float32]:
+    """Return each spot's own features, without those of its neighbours."""
+    return outcome.features if config.context_um is None else outcome.features[:, : outcome.features.shape[1] // 2]
 
 
 def _description(learnt: Learnt, paired: Paired, train: npt.NDArray[np.bool_], config: TrainConfig) -> str:

@@ -46,7 +46,7 @@ class Maker(Protocol):
 
     @property
     def digest(self) -> str:
-        """What it computes, in the words of :attr:`Model.embedding_digest`."""
+        """What it computes, in the words of :attr:`Model.seen_digest`."""
 
     @property
     def precision(self) -> str:
@@ -184,7 +184,7 @@ def predict(
     config = config or PredictConfig()
     _check_kinds(slide, model)
     forward = forward or load_forward(model, config)
-    if forward.digest != model.embedding_digest:
+    if forward.digest != model.seen_digest:
         raise SettingError(f"the encoder that was given to predict is not that of the model {model.name}")
     began = perf_counter()
     if max(slide.mpp) > ENLARGED * model.tile_spec().mpp:
@@ -203,7 +203,7 @@ def predict(
             f"{path} was read by another gene head ({known.record['model']['name']}) of the same encoder: overwrite it "
             "(--overwrite), which takes a moment, or choose another output"
         )
-    with RunStore(path, tiles, model.head, record, overwrite=overwrite) as store:
+    with RunStore(path, tiles, model.head, record, seen_dims=model.seen_dims, overwrite=overwrite) as store:
         if store.finished():
             ready = read_prediction(path)
             ready.record["run"] = _run(len(tiles), len(tiles), perf_counter() - began)
@@ -214,7 +214,7 @@ def predict(
         # a record of its own: what is written must not say that it is unfinished
         live = empty_prediction(tiles, model, dict(record))
         _ = live.neighbours  # found here: whoever looks at the growing map must not wait for it
-        kept = KeptTiles.of(record, tiles, model.head.embedding_dims)
+        kept = KeptTiles.of(record, tiles, model.seen_dims)
         growing = Growing(slide, model, config, store, live, kept, on_block, on_part)
         there = growing.take(known)
         with growing.at_work():
@@ -282,7 +282,7 @@ def load_forward(model: Model, config: PredictConfig | None = None, *, offline: 
     # an engine is given images for all of its streams several times over, and no more: the first tiles are there sooner
     images = AT_ONCE * TURNS * torch.get_num_threads() // model.spec.preprocessing.rotations
     enough = None if backend == TORCH else max(images, AT_ONCE)
-    return Forward(build, device, dtype, config.batch_size or enough, digest, backend)
+    return Forward(build, device, dtype, config.batch_size or enough, model.seen_digest, backend)
 
 
 def _check_kinds(slide: object, model: object) -> None:
@@ -381,6 +381,7 @@ def of_model(model: Model) -> dict[str, Any]:
             "name": model.name,
             "digest": model.digest,
             "embedding_digest": model.embedding_digest,
+            "seen_digest": model.seen_digest,
             "description": model.spec.description,
             "pcc_split": model.spec.head.pcc_split,
             "neighbour_smoothing": model.spec.head.neighbour_smoothing,

@@ -138,9 +138,12 @@ def with_model(prediction: Prediction, model: Model) -> Prediction:
     record = prediction.record | of_model(model)
     record["identity"] = record.get("identity", {}) | {"model": model.digest}
     known, own = model.likeness is not None, prediction.embeddings
+    ood = model.ood(own) if known and not model.image_reference else None
+    if model.image_reference and made_by.get("seen_digest") == model.seen_digest:
+        ood = prediction.ood
     return dataclasses.replace(
-        prediction, head=model.head, record=record, path=None, intervals=model.intervals,
-        ood=model.ood(own) if known else None, spread=model.spread(own) if known else None,
+        prediction, head=model.head, record=record, path=None, intervals=model.intervals, ood=ood,
+        spread=model.spread(own) if known else None,
     )  # fmt: skip
 
 

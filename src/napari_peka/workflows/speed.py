@@ -147,7 +147,8 @@ def speeds(model: Model, *, device: str = "auto", seconds: float = ENOUGH_S, pro
     for backend, precision in wanted:
         try:
             forward = load_forward(model, PredictConfig(device=device, precision=precision, backend=backend))
-            rate, loading, embeddings = _timed(forward, tiles, seconds, progress)
+            rate, loading, seen = _timed(forward, tiles, seconds, progress)
+            embeddings = seen[:, : model.head.embedding_dims]
         except SettingError as e:
             runs.append(Speed(backend, precision, why=str(e)))
         else:

@@ -129,9 +129,10 @@ def embed_spots(
             for part, tiles in paired.bank.batches(own, forward.batch_size):
                 parts.append(forward(tiles))
                 progress.advance(len(part))
-            done[i] = values = np.concatenate(parts) if parts else np.zeros((0, model.head.embedding_dims), np.float16)
+            done[i] = values = np.concatenate(parts) if parts else np.zeros((0, model.seen_dims), np.float16)
             _write(path, values)
-    return np.concatenate([v for v in done if v is not None]).astype(np.float32)
+    seen = np.concatenate([v for v in done if v is not None])
+    return seen[:, : model.head.embedding_dims].astype(np.float32)
 
 
 def genes_in_both(model: Model, paired: Paired) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], tuple[str, ...]]:

@@ -12,7 +12,7 @@ from napari_peka.core.geometry import TileTable
 from napari_peka.io.kept_tiles import KeptTiles
 from napari_peka.io.prediction import Prediction, read_prediction
 from napari_peka.io.store import RunStore, differing, identity_of_result, result_path, same_or_raise
-from napari_peka.workflows.growing import empty_prediction
+from napari_peka.workflows.growing import empty_prediction, show
 from napari_peka.workflows.predict import known_embeddings, load_forward, record_of
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def standing(
     record = _record(slide, model, tiles, config, forward)
     if known_embeddings(path, record) is not None:
         return Standing("other head", n, n, f"{path.name} was read by another gene head of the same encoder", path)
-    store = RunStore(path, tiles, model.head, record)
+    store = RunStore(path, tiles, model.head, record, seen_dims=model.seen_dims)
     found: dict[Path, dict[str, Any] | None] = {store.partial: store.unfinished()}
     if path.exists():
         try:
@@ -124,13 +124,12 @@ def read_what_is_there(
     if there.state != "begun" or not there.done:
         raise NoResult(there.why or f"there is nothing of this map at {path} yet")
     record = _record(slide, model, tiles, config, forward)
-    store = RunStore(path, tiles, model.head, record)
+    store = RunStore(path, tiles, model.head, record, seen_dims=model.seen_dims)
     live = empty_prediction(tiles, model, record)
     for block in tiles.blocks():
         if (data := store.read_block(block)) is not None:
-            live.embeddings[block.start : block.stop], live.read_ok[block.start : block.stop] = data
-    if live.ood is not None:
-        live.ood, live.spread = model.ood(live.embeddings), model.spread(live.embeddings)
+            show(live, model, slice(block.start, block.stop), data[0])
+            live.read_ok[block.start : block.stop] = data[1]
     live.record["partial"] = live.done_in_words
     _ = live.neighbours
     return live
@@ -138,7 +137,7 @@ def read_what_is_there(
 
 def _seen_before(model: Model, tiles: TileTable, record: dict[str, Any]) -> int:
     """Return how many tiles lie in blocks that the encoder has seen whole on this machine."""
-    kept = KeptTiles.of(record, tiles, model.head.embedding_dims)
+    kept = KeptTiles.of(record, tiles, model.seen_dims)
     if kept is None or not kept.path.exists():
         return 0
     seen = kept.seen(tiles)
