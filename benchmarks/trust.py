@@ -1,0 +1,232 @@
+#!/usr/bin/env python3
+"""Whether the doubt of a model is right, on sections that it never saw.
+
+    python benchmarks/trust.py SECTION ... [--patient NAME] [--set NAME=VALUE ...] [--work FOLDER] [--json]
+
+Each section is left out in turn: a model is trained on the others by the package's own training, with the demo's recipe
+or other settings, and then judged on the one that it has not seen. Printed are
+
+- ``coverage``: the share of measured values within the intervals of 50, 80, 90 and 95 %, over all genes and over the 50
+  most variable ones; the intervals come from the sections that trained, each left out in turn there;
+- ``recalibrated``: the same at 90 % on half of the section's spots after the intervals were fitted to 20, 50 or all of
+  the other half (halves of the section, split by a line, not spots at random);
+- ``auroc``: how well the unlikeness of a tile tells the section's tiles from the same tiles spoilt: out of focus, under
+  a pen, folded, in the colours of another stain, squeezed by JPEG, and read at a wrong scale. ``outside`` is the share
+  of tiles beyond the 99th percentile: of the clean ones few should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+from scipy import ndimage
+from scipy.stats import rankdata
+
+import napari_peka as peka
+from napari_peka.config import TrainConfig
+from napari_peka.console import console_progress
+from napari_peka.core.doubt import OUTSIDE
+from napari_peka.core.geometry import TileSpec
+from napari_peka.io.tiles import read_tiles
+from napari_peka.trust.conformal import recalibrated
+from napari_peka.workflows.evaluate import intervals_of
+from napari_peka.workflows.train import train
+
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+RECIPE = {
+    "encoder": "dinov2-vits14-demo", "adapter": "none", "blocks": [3, 6], "pooling": "mean+std", "rotations": 4,
+    "context_um": 300, "n_components": None, "depth_power": 0.5, "target_rank": 20, "min_detected": 0.2,
+    "hold_out": "section",
+}  # fmt: skip
+#: optical density of haematoxylin, eosin and DAB (Ruifrok & Johnston, Anal. Quant. Cytol. Histol. 2001)
+HAEMATOXYLIN, EOSIN, DAB = (0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78)
+PENS = ((30, 40, 150), (20, 110, 60), (30, 30, 35))
+Spoil = Callable[[np.ndarray, np.random.Generator, float], np.ndarray]
+
+
+def density(tile: np.ndarray) -> np.ndarray:
+    return -np.log((tile.astype(np.float32) + 1) / 256)
+
+
+def light(density: np.ndarray) -> np.ndarray:
+    return np.clip(256 * np.exp(-density) - 1, 0, 255).round().astype(np.uint8)
+
+
+def stroke(side: int, rng: np.random.Generator, wide: float) -> np.ndarray:
+    """Return a band across a tile, 0 to 1, that is `wide` of it."""
+    y, x = np.mgrid[:side, :side] / side - 0.5
+    turned, shift = rng.uniform(0, np.pi), rng.uniform(-0.15, 0.15)
+    away = np.abs(np.cos(turned) * x + np.sin(turned) * y - shift)
+    return np.clip((wide / 2 - away) / 0.03 + 0.5, 0, 1)[..., None]
+
+
+def blur(tile: np.ndarray, rng: np.random.Generator, mpp: float) -> np.ndarray:
+    """Out of focus: a Gaussian of 2 µm."""
+    return ndimage.gaussian_filter(tile.astype(np.float32), (2 / mpp, 2 / mpp, 0)).round().astype(np.uint8)
+
+
+def pen(tile: np.ndarray, rng: np.random.Generator, mpp: float) -> np.ndarray:
+    """A marker over 0.4 to 0.9 of the tile's width, 70 to 90 % opaque."""
+    opaque = stroke(len(tile), rng, rng.uniform(0.4, 0.9)) * rng.uniform(0.7, 0.9)
+    return (tile * (1 - opaque) + np.array(PENS[rng.integers(3)]) * opaque).round().astype(np.uint8)
+
+
+def fold(tile: np.ndarray, rng: np.random.Generator, mpp: float) -> np.ndarray:
+    """Tissue upon tissue in a band of 0.4 to 0.8 of the width: densities add up."""
+    own = density(tile)
+    other = np.roll(own, (len(tile) // 3, len(tile) // 4), (0, 1))[:, ::-1]
+    return light(own + other * stroke(len(tile), rng, rng.uniform(0.4, 0.8)))
+
+
+def ihc(tile: np.ndarray, rng: np.random.Generator, mpp: float) -> np.ndarray:
+    """Brown (DAB) in place of eosin."""
+    h, e, d = (np.array(v) / np.linalg.norm(v) for v in (HAEMATOXYLIN, EOSIN, DAB))
+    amounts = np.maximum(density(tile).reshape(-1, 3) @ np.linalg.pinv(np.stack([h, e])), 0)
+    return light((amounts @ np.stack([h, d])).reshape(tile.shape))
+
+
+def jpeg10(tile: np.ndarray, rng: np.random.Generator, mpp: float) -> np.ndarray:
+    """JPEG of quality 10."""
+    file = io.BytesIO()
+    Image.fromarray(tile).save(file, "JPEG", quality=10)
+    return np.asarray(Image.open(file))
+
+
+def twice_as_large(tile: np.ndarray, rng: np.random.Generator, mpp: float) -> np.ndarray:
+    """Read at half the µm per pixel: cells look twice as large."""
+    side = len(tile)
+    middle = tile[side // 4 : side // 4 + side // 2, side // 4 : side // 4 + side // 2]
+    return np.asarray(Image.fromarray(middle).resize((side, side), Image.Resampling.BICUBIC))
+
+
+SPOILT: dict[str, Spoil] = {
+    "blur 2 µm": blur, "pen": pen, "fold": fold, "IHC colours": ihc, "JPEG 10": jpeg10, "mpp × 0.5": twice_as_large,
+}  # fmt: skip
+
+
+def main() -> None:
+    args = arguments()
+    config = TrainConfig(**(RECIPE | {k: yaml.safe_load(v) for k, v in (s.split("=", 1) for s in args.set)}))
+    sections = peka.read_sections(args.sections, patient=args.patient)
+    told = {}
+    for left in sections:
+        others = [s for s in sections if s is not left]
+        with console_progress(f"without {left.section_id}") as progress:
+            model = train(
+                others, config, output=args.work / f"without-{left.section_id}", resume=True, progress=progress
+            )
+            told[left.section_id] = judged(model, left, progress)
+    told["mean"] = mean_of(list(told.values()))
+    print(json.dumps(told, indent=1) if args.json else table(told))
+
+
+def judged(model, section, progress) -> dict:
+    """Judge a model on a section that it has not seen."""
+    report = peka.evaluate(model, section, progress=progress)
+    (measured,) = report.measured
+    at = [model.head.index(g) for g in report.genes.gene]
+    intervals = intervals_of(model, np.zeros((0, model.head.embedding_dims)))[0].only(at)
+    hvg = report.genes.hvg50.to_numpy()
+    held = {f"{level:.0%}": inside(measured, intervals, level, slice(None), hvg) for level in LEVELS}
+    out = {"pcc_hvg50": report.summary["pcc_hvg50"]["mean"], "coverage": held}
+    out["recalibrated"] = after_recalibration(measured, intervals, hvg)
+    return out | unlikeness(model, section)
+
+
+def inside(measured, intervals, level: float, rows, hvg) -> list[float]:
+    """Return the share of values within their intervals: of all genes, of the most variable ones, of the worst gene."""
+    low, high = intervals.around(measured.predicted[rows], measured.spread[rows], level)
+    held = ((measured.truth[rows] >= low) & (measured.truth[rows] <= high)).mean(0)
+    return [round(float(v), 3) for v in (held.mean(), held[hvg].mean(), held.min())]
+
+
+def after_recalibration(measured, intervals, hvg) -> dict:
+    """Return the coverage at 90 % of the right half of a section, by spots of the left half."""
+    x = measured.centre_um[:, 1]
+    left, right = np.flatnonzero(x < np.median(x)), np.flatnonzero(x >= np.median(x))
+    rng = np.random.default_rng(0)
+    out = {}
+    for n in (0, 20, 50, len(left)):
+        some = rng.permutation(left)[:n]
+        used = intervals
+        if n:
+            used = recalibrated(intervals, (measured.truth - measured.predicted)[some], measured.spread[some])
+        out[n] = inside(measured, used, 0.9, right, hvg)
+    return out
+
+
+def unlikeness(model, section) -> dict:
+    """Return AUROC of each way to spoil tiles, and the share of tiles beyond the last percentile."""
+    forward = peka.load_forward(model)
+    tiles = tiles_of(section, model.tile_spec())
+    spec = model.tile_spec()
+    clean = model.ood(forward(tiles)), distance(model, forward(tiles))
+    auroc, outside = {}, {"clean": share(clean[0])}
+    spoilt = {name: np.stack([f(t, np.random.default_rng(i), spec.mpp) for i, t in enumerate(tiles)])
+              for name, f in SPOILT.items()}  # fmt: skip
+    spoilt["mpp × 2"] = tiles_of(section, TileSpec(spec.size_px, spec.mpp * 2, spec.stride_px, spec.footprint_px))
+    for name, images in spoilt.items():
+        seen = forward(images)
+        auroc[name], outside[name] = round(area(clean[1], distance(model, seen)), 3), share(model.ood(seen))
+    return {"auroc": auroc, "outside": outside}
+
+
+def distance(model, seen: np.ndarray) -> np.ndarray:
+    """Return what the percentile is taken of: it alone would be 100 for all that lies beyond the training spots."""
+    from napari_peka.models.reference import distances
+
+    return seen[:, -1].astype(float) if model.image_reference else distances(seen, model.reference)
+
+
+def share(ood: np.ndarray) -> float:
+    return round(float((ood >= OUTSIDE).mean()), 3)
+
+
+def area(negative: np.ndarray, positive: np.ndarray) -> float:
+    ranks = rankdata(np.concatenate([negative, positive]))[len(negative) :]
+    return float((ranks.sum() - len(positive) * (len(positive) + 1) / 2) / len(negative) / len(positive))
+
+
+def tiles_of(section, spec: TileSpec) -> np.ndarray:
+    table, _ = section.spots(spec)
+    return np.concatenate([read_tiles(section.slide, table, block)[0] for block in table.blocks()])
+
+
+def mean_of(values: list):
+    """Return the mean of dictionaries, lists and numbers of one shape."""
+    first = values[0]
+    if isinstance(first, dict):
+        keys = [k for k in first if all(k in v for v in values)]
+        return {k: mean_of([v[k] for v in values]) for k in keys}
+    if isinstance(first, list):
+        return [mean_of(list(part)) for part in zip(*values)]
+    return round(float(np.mean(values)), 3)
+
+
+def table(told: dict) -> str:
+    lines = []
+    for name, values in told.items():
+        lines.append(name)
+        lines += [f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    return "\n".join(lines)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sections", nargs="+", type=Path)
+    parser.add_argument("--patient")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="other than the demo's recipe")
+    parser.add_argument("--work", type=Path, default=Path("napari-peka-trust"), help="for the models")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
