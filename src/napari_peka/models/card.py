@@ -144,7 +144,25 @@ def _scores(model: Model) -> str:
         "PCC: Pearson correlation of predicted and measured values over spots that the model never saw. Attainable: "
         "what a perfect model would reach against a measurement as noisy as this one."
     )
-    return "## How well it predicts\n\n" + "\n\n".join([*lines, _baselines(model)])
+    return "## How well it predicts\n\n" + "\n\n".join([*lines, _baselines(model), *_intervals(model)])
+
+
+def _intervals(model: Model) -> list[str]:
+    """Return what intervals are worth, where the model has them."""
+    if model.intervals is None:
+        return []
+    covered = _told(_summary(model), "coverage_90")
+    held = (
+        "No section was left to try them on."
+        if math.isnan(covered)
+        else f"On sections that had no part in their calibration, those of 90 % held {covered:.1%} of all values."
+    )
+    return [
+        "**Intervals.** From the residuals of held-out spots, grouped by section (cross-conformal). "
+        + held
+        + " For another "
+        "patient or laboratory than those above they hold less, and nobody can say by how much without measured spots."
+    ]
 
 
 def _row(model: Model, key: str, name: str) -> tuple[str, str, str, str]:
@@ -216,24 +234,42 @@ def _genes(model: Model) -> str:
     known = np.flatnonzero(np.isfinite(pcc))
     order = known[np.lexsort((genes[known], -pcc[known]))]
     parts = ["## Genes", f"Of {len(genes)} genes {len(known)} were measured on held-out spots."]
+    if model.head.baseline_pcc_high is not None:
+        parts.append(
+            f"{int(model.head.predictable.sum())} it was shown to predict better than colour, position or chance: "
+            "their held-out PCC lies above the upper confidence bound of these baselines on the same spots. The others "
+            "are marked, and drawn only when they are asked for."
+        )
     if len(order):
         parts += ["### Best predicted", _gene_table(model, order[:BEST])]
         parts += ["### Worst predicted", _gene_table(model, order[::-1][:WORST])]
     place = {g: i for i, g in enumerate(model.head.genes)}
     if asked := [place[g] for g in ASKED if g in place]:
         parts += ["### Often asked for", _gene_table(model, asked)]
-    parts.append("The whole list is in `peka.json` (`head.genes`, `head.pcc`, `head.attainable_pcc`).")
+    parts.append(
+        "The whole list is in `peka.json` (`head.genes`, `head.pcc`, `head.pcc_low`, `head.pcc_high`, "
+        "`head.attainable_pcc`)."
+    )
     return "\n\n".join(parts)
 
 
 def _gene_table(model: Model, rows: Iterable[int]) -> str:
-    pcc, ceiling = model.pcc, model.attainable_pcc
+    pcc, ceiling, head = model.pcc, model.attainable_pcc, model.head
     if np.isnan(ceiling).all():
-        return _table(("gene", "held-out PCC"), [(model.head.genes[i], _number(pcc[i])) for i in rows])
+        return _table(("gene", "held-out PCC"), [(head.genes[i], _number(pcc[i])) for i in rows])
+    if head.pcc_low is None or head.pcc_high is None:
+        return _table(
+            ("gene", "held-out PCC", "attainable"),
+            [(head.genes[i], _number(pcc[i]), _number(ceiling[i])) for i in rows],
+        )
+    ends = [f"{_number(low)} to {_number(high)}" for low, high in zip(head.pcc_low.tolist(), head.pcc_high.tolist())]
     return _table(
-        ("gene", "held-out PCC", "attainable"),
-        [(model.head.genes[i], _number(pcc[i]), _number(ceiling[i])) for i in rows],
-    )
+        ("gene", "held-out PCC", "95 % interval", "attainable", "shown to predict"),
+        [
+            (head.genes[i], _number(pcc[i]), ends[i], _number(ceiling[i]), "yes" if head.predictable[i] else "no")
+            for i in rows
+        ],
+    )  # fmt: skip
 
 
 def _use(model: Model) -> str:
