@@ -255,3 +255,34 @@ def test_small_values_keep_their_contrast():
 )  # fmt: skip
 def test_trust_is_said_in_words(pcc, text):
     assert trust_text(pcc) == text
+
+
+def hatched_area(figure):
+    """Return the area that is hatched, in level-0 pixels."""
+    from matplotlib.contour import ContourSet
+
+    sets = [c for axes in figure.axes for c in axes.findobj(ContourSet)]
+    return [sum(abs(polygon_area(p)) for p in c.get_paths()[0].to_polygons()) for c in sets]
+
+
+def polygon_area(points):
+    x, y = np.asarray(points).T
+    return 0.5 * float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))
+
+
+@pytest.mark.parametrize("unlike", [0, 1, 7])
+def test_tiles_unlike_the_training_data_are_hatched_and_said(unlike):
+    shape = (1280, 1280)
+    made = prediction(shape)
+    made.ood = np.full(len(made.tiles), 50, np.float32)
+    made.ood[:unlike] = 99.5
+    figure = figure_module.draw_map(made, FakeSlide(shape), figure_module.gene_shown(made, "ERBB2"), 400)
+    figure.canvas.draw()
+    said = [t for t in texts(figure) if "Hatched" in t]
+    if not unlike:
+        assert not said
+        assert not hatched_area(figure)
+        return
+    assert f"{unlike / len(made.tiles):.1%}" in " ".join(said[0].split())
+    tile = 128.0**2  # 64 px at 1 µm on a slide of 0.5
+    assert hatched_area(figure) == pytest.approx([unlike * tile] * 2, rel=0.1)

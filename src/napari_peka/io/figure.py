@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.core import files
+from napari_peka.core.doubt import OUTSIDE
 from napari_peka.core.errors import Undecodable
 from napari_peka.core.geometry import Rect, TileTable
 from napari_peka.core.raster import Raster
@@ -43,6 +44,8 @@ CHAR_IN = 0.125
 SMALL_CHAR_IN = 0.08
 #: lengths a scale bar may have, µm
 BARS_UM = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)
+#: samples along a tile's side by which hatching is drawn
+_A_TILE = 6
 #: fonts with the letters that matplotlib's own lacks, on the platforms that have them
 _FALLBACK_FONTS = (
     "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Hiragino Sans", "PingFang SC", "Arial Unicode MS",
@@ -180,6 +183,7 @@ def draw_map(
         np.ma.masked_invalid(raster.data), extent=(x0, x0 + w * sx, y0 + h * sy, y0), cmap=colormap, vmin=low,
         vmax=high, alpha=None if _has_opacities(colormap) else OPACITY, interpolation="nearest",
     )  # fmt: skip
+    _hatch(right, prediction)
     for axis in axes:
         axis.set_axis_off()
         axis.set_xlim(view.x, view.x1)
@@ -201,6 +205,24 @@ def draw_map(
     footer = textwrap.fill(_footer(prediction), int(figure.get_figwidth() / SMALL_CHAR_IN))
     figure.supxlabel(footer, x=0.01, ha="left", fontsize=10, color="0.3")
     return figure
+
+
+def _hatch(axis: Any, prediction: Prediction) -> None:
+    """Hatch the tiles that are unlike the training data, dark upon light, so that they are seen on any colour."""
+    import matplotlib
+
+    if prediction.ood is None or not (unlike := prediction.ood >= OUTSIDE).any():
+        return
+    raster = prediction.tiles.raster(unlike.astype(np.float32))
+    (y0, x0), (sy, sx) = raster.origin_yx, raster.scale_yx
+    # contours run between samples: several a tile keep to its square
+    mask = np.kron(np.pad(np.nan_to_num(raster.data), 1), np.ones((_A_TILE, _A_TILE)))
+    y, x = ((np.arange(n) + 0.5) / _A_TILE - 1 for n in mask.shape)
+    for colour, wide in (("white", 2.4), ("black", 1.0)):
+        with matplotlib.rc_context({"hatch.linewidth": wide}):
+            drawn = axis.contourf(x0 + x * sx, y0 + y * sy, mask, levels=[0.5, 2], colors="none", hatches=["///"])
+            drawn.set_edgecolor(colour)
+            drawn.set_linewidth(0)
 
 
 def _has_opacities(colormap: Any) -> bool:
@@ -281,6 +303,8 @@ def _footer(prediction: Prediction) -> str:
     parts += [RESEARCH_USE, f"{f'Model {model}, t' if model else 'T'}iles of {spec.size_um:.0f} µm{every}."]
     if prediction.pcc_split and prediction.head.pcc is not None:
         parts.append(f"PCC: {prediction.pcc_split}.")
+    if prediction.ood is not None and (unlike := float((prediction.ood >= OUTSIDE).mean())):
+        parts.append(f"Hatched: {unlike:.1%} of the tiles are unlike the training data, do not believe the map there.")
     if bad := prediction.n_unreadable:
         parts.append(f"{bad} of {len(prediction.tiles)} tiles could not be read.")
     return "  ".join(parts)
