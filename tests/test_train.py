@@ -16,13 +16,14 @@ from napari_peka.models._torchvision import ensure_torchvision
 ensure_torchvision()
 from timm.layers import PatchDropout, use_fused_attn
 
-from napari_peka.config import EvaluateConfig, TrainConfig
+from napari_peka.config import EvaluateConfig, PredictConfig, TrainConfig
 from napari_peka.core.errors import OutputMismatch, SectionError, SettingError, StoreError, TrainingError, UnknownName
 from napari_peka.core.progress import Cancelled, JobProgress
 from napari_peka.io.sample import sample_sections
 from napari_peka.io.section import read_sections
 from napari_peka.models.bundle import read_bundle
 from napari_peka.workflows.evaluate import evaluate
+from napari_peka.workflows.predict import predict
 from napari_peka.workflows.train import train
 
 FAST = {"encoder": "tiny-random", "mpp": 1.0, "epochs": 2, "precision": "fp32", "clusters": 5, "batch_size": 16}
@@ -82,6 +83,38 @@ def test_the_bundle_says_all_of_itself(trained):
     assert spec.training["settings"]["epochs"] == 2
     assert spec.training["learnt"]["pseudo_labels"]
     assert "napari-peka" in spec.training["versions"]
+
+
+def test_it_says_how_far_to_believe_it(trained, sections):
+    """Its intervals were tried on the patient that had no part in them; genes without a pattern are not claimed."""
+    head = trained.head
+    assert trained.intervals.known.mean() > 0.9
+    low, high = trained.intervals.ends(0.9)
+    assert (low < high).all()
+    covered = trained.spec.training["summary"]["coverage_90"]
+    assert 0.8 < covered < 1
+    assert (head.pcc_low <= head.pcc).all()
+    assert (head.pcc <= head.pcc_high).all()
+    flat = np.array([g.startswith("FLAT") for g in head.genes])
+    assert head.predictable[flat].mean() < 0.1
+    assert not trained.image_reference, "nothing was narrowed"
+
+
+def test_a_narrowed_model_knows_what_its_encoder_saw(sections, cache, tmp_path):
+    config = TrainConfig(
+        **FAST | {"adapter": "none"}, hold_out="patient", target_rank=4, blocks=[0, 1], pooling="mean+std"
+    )
+    model = train(sections, config, output=tmp_path / "m", cache=cache)
+    assert model.spec.head.features == "peka"
+    assert model.image_reference["reference.mean"].shape == (model.spec.translate[0],)
+    with sections[0].slide as slide:
+        done = predict(slide, model, config=PredictConfig(precision="fp32", device="cpu"))
+    assert done.embeddings.shape[1] == model.head.embedding_dims
+    assert (done.ood < 99).mean() > 0.8, "it was trained here"
+    lower, upper = done.interval(done.genes[0])
+    values = done.values(done.genes[0])
+    assert (lower < upper).all()
+    assert ((lower <= values) & (values <= upper)).mean() > 0.9
 
 
 def test_the_report_lies_inside(trained):
