@@ -154,15 +154,25 @@ class Prediction:
         SettingError
             If the model has no intervals, or none of that level.
         """
-        at = self.head.index(gene)
+        at, known = self.head.index(gene), self.needed_intervals()
+        values = self.values(gene, rows)
+        wide = np.ones(len(self.tiles), np.float32) if self.spread is None else self.spread
+        return known.around(values, wide if rows is None else wide[rows], level, at)
+
+    def needed_intervals(self) -> Intervals:
+        """Return :attr:`intervals`, for what cannot be done without them.
+
+        Raises
+        ------
+        SettingError
+            If the model has none.
+        """
         if self.intervals is None:
             raise SettingError(
                 f"the model {self.record.get('model', {}).get('name', '')} of this map says nothing of its errors: it "
                 "was made without held-out spots, or by an older version; train it again"
             )
-        values = self.values(gene, rows)
-        wide = np.ones(len(self.tiles), np.float32) if self.spread is None else self.spread
-        return self.intervals.around(values, wide if rows is None else wide[rows], level, at)
+        return self.intervals
 
     def changed_by(self, blocks: Sequence[Block]) -> npt.NDArray[np.intp]:
         """Return the tiles whose values change when `blocks` are done, ascending: theirs, and those that read them."""
