@@ -332,6 +332,7 @@ def export(
 
 app.command()(cli_learn.train)
 app.command()(cli_learn.refit)
+app.command()(cli_learn.recalibrate)
 app.command()(cli_learn.evaluate)
 app.command()(cli_learn.benchmark)
 app.command()(cli_learn.settings)

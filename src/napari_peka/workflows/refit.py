@@ -139,7 +139,7 @@ def with_model(prediction: Prediction, model: Model) -> Prediction:
     record["identity"] = record.get("identity", {}) | {"model": model.digest}
     known, own = model.likeness is not None, prediction.embeddings
     return dataclasses.replace(
-        prediction, head=model.head, record=record, path=None, intervals=model.intervals,
+        prediction, head=model.head, record=record, path=None, intervals=model.intervals, model_intervals=None,
         ood=model.ood(own) if known else None, spread=model.spread(own) if known else None,
     )  # fmt: skip
 
