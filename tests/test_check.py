@@ -19,7 +19,7 @@ from napari_peka.core.hotspots import hotspots, moran
 from napari_peka.core.interpolation import interpolate
 from napari_peka.core.neighbours import neighbour_mean
 from napari_peka.workflows import check as room
-from napari_peka.workflows.check import HIGH, LOW
+from napari_peka.workflows.check_places import HIGH, LOW
 
 pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning")
 

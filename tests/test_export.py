@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import io
 import json
@@ -19,15 +20,16 @@ import shapely
 import napari_peka as peka
 from napari_peka import cli
 from napari_peka.config import PredictConfig
+from napari_peka.core.doubt import Intervals
 from napari_peka.core.errors import OutputMismatch, SettingError, StoreError, UnknownName
 from napari_peka.core.geometry import TileSpec, TileTable
 from napari_peka.core.head import GeneHead
 from napari_peka.core.progress import Cancelled, JobProgress
 from napari_peka.io.export import FORMATS, export
 from napari_peka.io.exports import base, spatial_data, tables
-from napari_peka.io.exports.base import ANNOTATION, annotated
+from napari_peka.io.exports.base import ANNOTATION, MARK, UNLIKE, annotated
 from napari_peka.io.figure import REGION_COLOUR
-from napari_peka.io.prediction import Prediction
+from napari_peka.io.prediction import RESEARCH_USE, Prediction
 from napari_peka.io.regions import regions_by_name, write_regions
 
 GENES = ("KRT8", "CD3E")
@@ -393,6 +395,141 @@ def test_what_will_not_fit_is_not_begun(wide, tmp_path, monkeypatch):
         export(wide, "h5ad", tmp_path / "new" / "a.h5ad")
     assert not list(tmp_path.iterdir())
     assert export(wide, "h5ad", tmp_path / "a.h5ad", genes=["GENE1"])
+
+
+@pytest.fixture
+def doubtful(wide):
+    """The same map with intervals of all genes, a spread a tile, and how unlike the training data each tile is."""
+    rng = np.random.default_rng(1)
+    g, n = len(wide.genes), len(wide.tiles)
+    quantiles = np.sort(rng.normal(size=(4, g)), 0).astype(np.float32)
+    ood = np.where(wide.read_ok, rng.uniform(0, 100, n), np.nan).astype(np.float32)
+    pcc = np.linspace(-0.2, 0.8, g).astype(np.float32)
+    head = dataclasses.replace(
+        wide.head, pcc=pcc, pcc_low=pcc - 0.1, pcc_high=pcc + 0.1, attainable_pcc=np.full(g, 0.9, np.float32),
+        baseline_pcc_high=np.full(g, 0.3, np.float32),
+    )  # fmt: skip
+    return dataclasses.replace(
+        wide, head=head, ood=ood, spread=(1 + rng.random(n)).astype(np.float32),
+        intervals=Intervals(np.array([0.025, 0.05, 0.95, 0.975]), quantiles, 0.0),
+    )  # fmt: skip
+
+
+def ends_of(prediction):
+    both = [prediction.interval(gene) for gene in prediction.genes]
+    return [np.stack(end, 1) for end in zip(*both)]
+
+
+@pytest.mark.parametrize("to", ["h5ad", "spatialdata"])
+def test_tables_carry_the_doubt_of_every_value(doubtful, to, tmp_path):
+    (path,) = export(doubtful, to, tmp_path / f"a{FORMATS[to].endings[0]}")
+    if to == "h5ad":
+        adata = anndata.read_h5ad(path)
+    else:
+        adata = pytest.importorskip("spatialdata").read_zarr(path)["expression"]
+    np.testing.assert_allclose(adata.X, values_of(doubtful), rtol=0, atol=1e-4)
+    for name, wanted in zip(("lower", "upper"), ends_of(doubtful)):
+        assert adata.layers[name].dtype == np.float32
+        np.testing.assert_allclose(adata.layers[name], wanted, rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(adata.obs["ood"], doubtful.ood)
+    np.testing.assert_array_equal(adata.obs["spread"], doubtful.spread)
+    np.testing.assert_array_equal(adata.obs["read_ok"], doubtful.read_ok)
+    for name, values in doubtful.head.measured.items():
+        np.testing.assert_array_equal(adata.var[name], values)
+    np.testing.assert_array_equal(adata.var["predictable"], doubtful.head.pcc > 0.3)
+    told = adata.uns["napari_peka"]
+    assert told["notice"] == RESEARCH_USE
+    assert told["interval_level"] == pytest.approx(0.9)
+    # what was not written follows from what was, as the documentation says
+    k = np.flatnonzero(np.isclose(told["intervals"]["probabilities"], 0.05))[0]
+    lower = adata.X + adata.obs["spread"].to_numpy()[:, None] * adata.varm["peka_residuals"][:, k]
+    np.testing.assert_allclose(np.maximum(lower, told["intervals"]["floor"]), adata.layers["lower"], atol=1e-4)
+
+
+@pytest.mark.parametrize("to", ["csv", "geojson"])
+def test_rows_of_text_carry_the_doubt_of_every_value(doubtful, to, tmp_path):
+    genes = ("GENE3", "GENE330")
+    (path,) = export(doubtful, to, tmp_path / f"a.{to}", genes=genes, sets={"S": ["GENE3"]})
+    low, high = doubtful.interval("GENE330")
+    if to == "csv":
+        table = pd.read_csv(path)
+        assert list(table.columns)[7:] == [
+            "read_ok", "ood", "spread", *(f"{g}{end}" for g in genes for end in ("", "_lower", "_upper")), "score_S",
+        ]  # fmt: skip
+        ood, lower, upper = (table[c] for c in ("ood", "GENE330_lower", "GENE330_upper"))
+    else:
+        document = json.loads(path.read_text())
+        assert document[MARK]["notice"] == RESEARCH_USE
+        assert document[MARK]["interval_level"] == pytest.approx(0.9)
+        rows = pd.DataFrame([f["properties"]["measurements"] for f in document["features"]])
+        keys = (UNLIKE, *(f"GENE330 {end} (log1p CP10K)" for end in ("lower", "upper")))
+        ood, lower, upper = (rows[c] for c in keys)
+        assert document["features"][0]["properties"]["measurements"] == {}, "a tile that could not be read"
+    np.testing.assert_allclose(ood, doubtful.ood, atol=0.01)
+    np.testing.assert_allclose(lower, low, atol=1e-3)
+    np.testing.assert_allclose(upper, high, atol=1e-3)
+
+
+@pytest.mark.parametrize("to", ["ome-zarr", "ome-tiff"])
+def test_images_show_what_is_unlike_and_intervals_when_asked(doubtful, to, tmp_path):
+    gene, unit = "GENE7", "log1p CP10K"
+    ends = [f"{gene} lower ({unit})", f"{gene} upper ({unit})"]
+    for intervals, wanted in ((None, []), (True, ends)):
+        (path,) = export(doubtful, to, tmp_path, genes=[gene], intervals=intervals, overwrite=True)
+        if to == "ome-zarr":
+            import zarr
+
+            pytest.importorskip("ome_zarr")
+            root = zarr.open_group(str(path), mode="r")
+            data, labels = root["0"][:], [c["label"] for c in root.attrs["omero"]["channels"]]
+            assert root.attrs[MARK]["notice"] == RESEARCH_USE
+        else:
+            import tifffile
+
+            with tifffile.TiffFile(path) as file:
+                data, root = file.asarray(), ET.fromstring(file.ome_metadata)
+            labels = [e.attrib["Name"] for e in root.iter() if e.tag.endswith("Channel")]
+            assert [e.text for e in root.iter() if e.tag.endswith("}Description")] == [RESEARCH_USE]
+        assert labels == [f"{gene} ({unit})", *wanted, UNLIKE]
+        np.testing.assert_array_equal(data[-1], doubtful.tiles.raster(doubtful.ood).data)
+        for image, end in zip(data[1:-1], doubtful.interval(gene)):
+            np.testing.assert_allclose(image, doubtful.tiles.raster(end).data, atol=1e-5)
+
+
+def test_intervals_are_written_where_they_find_room_or_are_asked_for(doubtful, prediction, tmp_path, monkeypatch):
+    monkeypatch.setattr("napari_peka.io.export.MOST_WITH_INTERVALS", 300)
+    told = JobProgress()
+    (path,) = export(doubtful, "h5ad", tmp_path / "a.h5ad", progress=told)
+    adata = anndata.read_h5ad(path)
+    assert not adata.layers
+    assert "331 genes are written without the ends of their intervals" in told.notes[0]
+    assert {"spread", "ood"} <= set(adata.obs)
+    assert adata.varm["peka_residuals"].shape == (331, 4)
+    for genes, intervals, wanted in ((None, True, True), (["GENE1"], None, True), (["GENE1"], False, False)):
+        (path,) = export(doubtful, "h5ad", path, genes=genes, intervals=intervals, overwrite=True)
+        assert set(anndata.read_h5ad(path).layers) == ({"lower", "upper"} if wanted else set())
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=3_000_000))
+    with pytest.raises(StoreError, match=r"takes about 5\.3 MB"):
+        export(doubtful, "h5ad", tmp_path / "b.h5ad", intervals=True)
+    with pytest.raises(SettingError, match="says nothing of its errors"):
+        export(prediction, "csv", tmp_path / "b.csv", intervals=True)
+    with pytest.raises(SettingError, match=r"a figure \(png\) shows no intervals"):
+        export(doubtful, "png", tmp_path / "b.png", intervals=True)
+    (path,) = export(prediction, "h5ad", tmp_path / "old.h5ad", genes=GENES)
+    assert not anndata.read_h5ad(path).layers
+
+
+@pytest.mark.parametrize("to", ["png", "svg"])
+def test_figures_say_what_they_are_not_for(prediction, to, tmp_path):
+    (path,) = export(prediction, to, tmp_path / f"a.{to}", genes=["KRT8"])
+    if to == "png":
+        from PIL import Image
+
+        with Image.open(path) as image:
+            assert image.info["Disclaimer"] == RESEARCH_USE
+    else:
+        said = [e.text for e in ET.parse(path).iter() if e.tag.endswith("}description")]
+        assert said == [RESEARCH_USE]
 
 
 def test_bad_input_is_one_sentence(prediction, tmp_path, monkeypatch):

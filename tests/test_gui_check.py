@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import sys
@@ -22,16 +23,21 @@ from qtpy.QtWidgets import QFileDialog
 from scipy import stats
 
 import napari_peka as peka
+from napari_peka.core.doubt import PROBABILITIES, Intervals
 from napari_peka.gui import layers, map_layers, region_layers, spot_layers
+from napari_peka.gui.calibration_panel import NO_INTERVALS
 from napari_peka.gui.check_form import NO_MAP, NO_SPOTS, WHOLE
-from napari_peka.gui.check_genes import CHECK_MEASURES, DISAGREEMENT, SHARE
+from napari_peka.gui.check_genes import CHECK_MEASURES, DISAGREEMENT, SHARE, VALUE, WITHIN
 from napari_peka.gui.check_widget import CheckWidget
 from napari_peka.gui.choosers import DOCK_WIDTH
 from napari_peka.gui.session import session_of
 from napari_peka.gui.spot_layers import DIFFERENCE, KINDS, MEASURED, PREDICTED
 from napari_peka.gui.spot_view import SIDE_BY_SIDE
+from napari_peka.io.prediction import doubt_record
+from napari_peka.io.store import save_result
 
 WAIT_MS = 60_000
+CERTAIN = "this slide is less certain than the model thinks"
 pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning")
 
 
@@ -93,7 +99,7 @@ def wait_for(qtbot, condition) -> None:
 
 
 def quiet(dock) -> bool:
-    asides = (dock._opening, dock._checking, dock._looking, dock._doubting, dock._scoring)
+    asides = (dock._opening, dock._checking, dock._looking, dock._doubting, dock._scoring, dock._holding)
     timers = (dock._settle, dock._shape, dock._tidy)
     return not any(a.busy for a in asides) and not any(t.isActive() for t in timers)
 
@@ -142,7 +148,8 @@ def test_every_widget_says_what_it_is(ready):
     form = ready.form
     for widget in (
         form.map, form.section, form.open_button, form.search, form.order, form.colours, form.shapes, form.within,
-        form.outline, form.scatter.plot, form.panel.run_button, form.open_report, *form.choices,
+        form.outline, form.scatter.plot, form.calibration.plot, form.calibration.fit.run_button, form.panel.run_button,
+        form.open_report, *form.choices,
     ):  # fmt: skip
         assert widget.toolTip(), widget
 
@@ -329,6 +336,69 @@ def test_errors_that_lie_together_are_outlined(ready, viewer, qtbot, monkeypatch
     assert not any(spot_layers.is_places(x) for x in viewer.layers)
     ready.form.outline.click()
     assert any(spot_layers.is_places(x) for x in viewer.layers)
+
+
+@pytest.fixture
+def doubtful_path(map_path, tmp_path):
+    """The same map with intervals that are far too narrow."""
+    prediction = peka.read_prediction(map_path)
+    p = np.array(PROBABILITIES)
+    quantiles = np.repeat(stats.norm.ppf(p)[:, None] * 0.1, len(prediction.genes), 1).astype(np.float32)
+    made = Intervals(p, quantiles, 0.0)
+    record = prediction.record | doubt_record(made)
+    return save_result(dataclasses.replace(prediction, intervals=made, record=record), tmp_path / "C5.peka.zarr").path
+
+
+def test_whether_intervals_hold_is_seen_and_they_are_fitted(viewer, dock, qtbot, st, mpp, doubtful_path):
+    add_slide(viewer, st, mpp)
+    add_map(viewer, doubtful_path)
+    dock.open_section(st / "C5.tsv.gz")
+    wait_for(qtbot, lambda: dock.check is not None)
+    settle(qtbot, dock)
+    form, check, panel = dock.form, dock.check, dock.form.calibration
+    form.holds.expand(animate=False)
+    found = check.calibration()
+    at = check.index("ERBB2")
+    np.testing.assert_allclose([y for _, y in panel.shown()["gene"]], 100 * found.held[:, at])
+    np.testing.assert_allclose([y for _, y in panel.shown()["mean"]], 100 * found.mean)
+    assert [x for x, _ in panel.shown()["mean"]] == [50, 80, 90, 95]
+    assert f"lie within the interval that should hold 90: {CERTAIN}" in panel.words.text()
+    assert "Moran's I of that" in form.numbers.text()
+    # in the table, beside the others
+    form.order.setCurrentText(WITHIN)
+    settle(qtbot, dock)
+    row = form.genes.row_of(at)
+    assert form.genes.index(row, VALUE).data() == f"{check.score('ERBB2')['coverage_90']:.0%}"
+    # a region has its own
+    places = dock.spots.layer(MEASURED).data
+    shapes = viewer.add_shapes(name="drawn")
+    form.shapes.choose(shapes)
+    shapes.add_rectangles(np.array([places.min(0) - 10, np.median(places, 0) + 10]))
+    wait_for(qtbot, lambda: form.within.count() == 2)
+    form.within.setCurrentIndex(1)
+    settle(qtbot, dock)
+    part = check.calibration(check.rows_in(dock.region()))
+    np.testing.assert_allclose([y for _, y in panel.shown()["mean"]], 100 * part.mean)
+    np.testing.assert_allclose([y for _, y in panel.shown()["gene"]], 100 * part.held[:, at])
+    form.within.setCurrentIndex(0)
+    settle(qtbot, dock)
+    with qtbot.waitSignal(panel.fit.succeeded, timeout=WAIT_MS):
+        panel.fit.run_button.click()
+    wait_for(qtbot, lambda: dock.check is not check)
+    settle(qtbot, dock)
+    assert dock.check.prediction is check.prediction, "the map that is shown has them"
+    assert dict(panel.shown()["mean"])[90] > dict(zip((50, 80, 90, 95), 100 * found.mean))[90]
+    assert CERTAIN not in panel.words.text()
+    assert "that they hold here is no evidence" in panel.words.text()
+    assert "left out of a fit" in panel.fit.status.text()
+    assert str(doubtful_path) in panel.fit.status.text()
+    assert peka.read_prediction(doubtful_path).model_intervals is not None
+
+
+def test_a_map_without_intervals_says_so(ready):
+    assert ready.form.calibration.words.text() == NO_INTERVALS
+    assert not ready.form.calibration.fit.run_button.isEnabled()
+    assert ready.form.order.findText(WITHIN) < 0
 
 
 def test_the_report_is_one_click(ready, viewer, qtbot, map_path, monkeypatch):

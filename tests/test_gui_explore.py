@@ -491,8 +491,11 @@ def test_a_set_of_genes_is_shown_as_a_score(viewer, qtbot, tmp_path, prediction,
         with qtbot.waitSignal(dock.exports.panel.succeeded, timeout=WAIT_MS):
             dock.exports.asked.emit()
     table = pd.read_csv(tmp_path / "score.csv")
-    assert list(table.columns)[-4:] == ["ERBB2", "GRB7", "STARD3", "score_HER2"]  # a table goes on from the set's genes
-    assert tifffile.imread(tmp_path / "score.ome.tif").ndim == 2  # an image is of what is shown
+    values = [c for c in table.columns if not c.endswith(("_lower", "_upper"))]
+    assert values[-4:] == ["ERBB2", "GRB7", "STARD3", "score_HER2"]  # a table goes on from the set's genes
+    image = tifffile.imread(tmp_path / "score.ome.tif")  # of what is shown, and of how unlike the training data it is
+    np.testing.assert_allclose(image[0], wanted, atol=1e-5)
+    np.testing.assert_array_equal(image[1:], [prediction.tiles.raster(prediction.ood).data])
     dock.pick("GRB7")
     np.testing.assert_array_equal(heat.data, prediction.raster("GRB7").data)
     qtbot.keyClicks(dock.sets.pasted, "cd74 IGKC")

@@ -16,7 +16,7 @@ from napari_peka.gui import spot_layers
 from napari_peka.gui.session import session_of
 from napari_peka.gui.spot_layers import DIFFERENCE, KINDS, MEASURED, PREDICTED, Values
 from napari_peka.gui.spot_view import SIDE_BY_SIDE, SpotView
-from napari_peka.workflows.check import Place
+from napari_peka.workflows.check_places import Place
 
 N = 12
 

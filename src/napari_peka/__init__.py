@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from napari_peka.workflows.evaluate import evaluate
     from napari_peka.workflows.many import predict_many
     from napari_peka.workflows.predict import load_forward, plan_tiles, predict
+    from napari_peka.workflows.recalibrate import recalibrate
     from napari_peka.workflows.refit import refit, with_model
     from napari_peka.workflows.train import train
 
@@ -77,6 +78,7 @@ _FACE = {
     "read_report": "training.evaluate",
     "read_section": "io.section",
     "read_sections": "io.section",
+    "recalibrate": "workflows.recalibrate",
     "refit": "workflows.refit",
     "region_table": "io.statistics",
     "regions_by_name": "io.regions",
@@ -95,8 +97,8 @@ __all__ = [
     "find_tissue", "fit_affine", "gene_set_score", "gene_table", "known_genes", "list_slides", "load_forward",
     "load_model",
     "open_crew", "open_slide", "plan_tiles", "predict", "predict_many", "read_gene_sets", "read_prediction",
-    "read_regions", "read_report", "read_section", "read_sections", "refit", "region_table", "regions_by_name",
-    "sample_section", "sample_sections", "sample_slide", "train", "with_model", "write_map",
+    "read_regions", "read_report", "read_section", "read_sections", "recalibrate", "refit", "region_table",
+    "regions_by_name", "sample_section", "sample_sections", "sample_slide", "train", "with_model", "write_map",
 ]  # fmt: skip
 
 

@@ -289,6 +289,10 @@ def export(
         Path | None, typer.Option(help="GeoJSON of named regions in level-0 pixels, as QuPath writes it.")
     ] = None,
     slide: Annotated[Path | None, typer.Option(help="The slide, for formats that show it.")] = None,
+    intervals: Annotated[
+        bool | None,
+        typer.Option(help="Both ends of each value's 90 % interval; by default in tables of up to 1,000 genes."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -314,8 +318,8 @@ def export(
         shown = None if slide is None else opened.enter_context(open_slide(slide))
         try:
             written = run(
-                prediction, to, output, genes=wanted, sets=sets, regions=named, slide=shown, overwrite=overwrite,
-                progress=progress,
+                prediction, to, output, genes=wanted, sets=sets, regions=named, slide=shown, intervals=intervals,
+                overwrite=overwrite, progress=progress,
             )  # fmt: skip
         except (KeyboardInterrupt, Cancelled) as e:
             raise Cancelled("interrupted; run the same command again") from e
@@ -328,6 +332,7 @@ def export(
 
 app.command()(cli_learn.train)
 app.command()(cli_learn.refit)
+app.command()(cli_learn.recalibrate)
 app.command()(cli_learn.evaluate)
 app.command()(cli_learn.benchmark)
 app.command()(cli_learn.settings)

@@ -146,6 +146,36 @@ def refit(
         _write_made(made, opened, output, progress, as_json)
 
 
+def recalibrate(
+    result: Annotated[Path, typer.Argument(help="A result, RESULT.peka.zarr.", readable=False)],
+    spots: Annotated[Path, typer.Argument(help="Spots measured on its slide, as for train.", readable=False)],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Another result to write; by default this one is changed.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another result at OUTPUT.")] = False,
+    image: Image = None,
+    section: SectionName = None,
+    mpp: Mpp = None,
+    affine: Affine = None,
+    bin_um: BinUm = None,
+    as_json: Json = False,
+) -> None:
+    """Fit the intervals of a map to spots that were measured on its slide; its values stay."""
+    from napari_peka.cli_output import recalibrated_text
+    from napari_peka.io.prediction import read_prediction
+    from napari_peka.workflows.recalibrate import recalibrate as run
+
+    prediction = read_prediction(result)
+    prediction.needed_intervals()
+    one = {"image": image, "section": section, "mpp": mpp, "affine": affine}
+    with _opened([spots], one, None, bin_um, result.name, _BEGINS_ANEW) as (opened, progress):
+        made = run(prediction, opened[0], output=output, overwrite=overwrite, progress=progress)
+        fitted = made.record["intervals"]["fitted"]
+        data = {"result": str(made.path), **{k: fitted[k] for k in ("section", "spots", "genes", "coverage_90")},
+                "warnings": list(progress.notes)}  # fmt: skip
+    write_result(data, as_json, recalibrated_text(data))
+
+
 def evaluate(
     model: ModelName,
     sections: Sections,

@@ -105,6 +105,17 @@ def files_text(**paths: Any) -> str:
     return "\n".join(_row(name, str(path)) for name, path in paths.items())
 
 
+def recalibrated_text(data: dict[str, Any]) -> str:
+    """Return what fitting intervals to measured spots gave, for a person."""
+    held = data["coverage_90"]
+    lines = [_row("result", data["result"]), _row("fitted to", f"{data['spots']:,} spots of {data['section']}")]
+    for name, said in (("before", "before"), ("left_out", "after a fit to other parts of the section")):
+        if held[name] is not None:
+            share = f"of 100 measured spots {100 * held[name]:.0f} lay within the 90 % interval"
+            lines.append(_row("" if name == "left_out" else "held", f"{share} {said}"))
+    return "\n".join(lines)
+
+
 def cache_text(entries: list[Cached], folder: Any, *, removed: bool) -> str:
     """Return what is kept, or what was removed, for a person."""
     lines = [

@@ -24,7 +24,8 @@ from qtpy.QtWidgets import (
 from superqt import QDoubleRangeSlider
 
 from napari_peka.gui import layers, spot_layers
-from napari_peka.gui.check_genes import CHECK_MEASURES, GENE, TRUST, VALUE, CheckGenes
+from napari_peka.gui.calibration_panel import CalibrationPanel
+from napari_peka.gui.check_genes import CHECK_MEASURES, GENE, TRUST, VALUE, WITHIN, CheckGenes
 from napari_peka.gui.choosers import LayerChooser, Text, fold, notice, scrolled, slim, with_button
 from napari_peka.gui.gene_model import trust_word
 from napari_peka.gui.run_panel import RunPanel
@@ -116,6 +117,8 @@ class CheckForm(QObject):
         self.outline.setToolTip("Places where the map is wrong in one direction over several spots side by side")
         self.outline.setChecked(True)
         self.found = Text()
+        self.calibration = CalibrationPanel()
+        self.holds = fold("Do the intervals hold?", self.calibration)
         self.meaning = fold("What an outline means")
         self.panel = RunPanel("Write report")
         self.panel.run_button.setToolTip("A page of this check, for a browser without network, beside the map")
@@ -127,7 +130,7 @@ class CheckForm(QObject):
         self.colours.valueChanged.connect(self._limits)
 
     def _lay_out(self, dock: QWidget) -> None:
-        from napari_peka.workflows.check import OUTLINES
+        from napari_peka.workflows.check_places import OUTLINES
 
         top = QFormLayout()
         top.addRow("Map", self.map)
@@ -162,6 +165,7 @@ class CheckForm(QObject):
             self.outline,
             self.found,
             self.meaning,
+            self.holds,
             self.panel,
             self.open_report,
             notice(HELP),
@@ -182,6 +186,7 @@ class CheckForm(QObject):
             text.setText("")
         self.scatter.clear()
         self.scatter.hide()
+        self.holds.setVisible(False)
 
     def ready(self, check: Any) -> None:
         """Say what is compared, and what must be known of it."""
@@ -189,6 +194,11 @@ class CheckForm(QObject):
         self.section.setEnabled(True)
         self._enable(True)
         self.scatter.show()
+        self.holds.setVisible(True)
+        self.calibration.ready(check.intervals is not None)
+        at = self.order.findText(WITHIN)
+        if (at >= 0) != (check.intervals is not None):
+            self.order.removeItem(at) if at >= 0 else self.order.addItem(WITHIN)
         spots, inside = len(check), int(check.inside.sum())
         where = f"{spots:,} spots" if spots == inside else f"{inside:,} of {spots:,} spots"
         quiet = check.warnings[1:] if check.seen else check.warnings
@@ -248,6 +258,8 @@ class CheckForm(QObject):
 
     def tell(self, look: Look, doubt: Doubt | None) -> None:
         """Say how a gene is predicted; what bounds it comes later."""
+        from napari_peka.workflows.calibration import moran_words
+
         check, gene, score = look.values.check, look.values.gene, look.score
         at = check.index(gene)
         gene_id = f" · {check.gene_ids[at]}" if check.gene_ids and check.gene_ids[at] else ""
@@ -268,7 +280,12 @@ class CheckForm(QObject):
             if spots
             else ""
         )
-        self.numbers.setText(f"<b>{gene}</b>{gene_id}<br>{said}, over {spots:,} spots{where}{errors}")
+        together = moran_words(score["moran"])
+        if together:
+            together = f"<br>Moran's I of that {score['moran']:.2f}".replace("-", "−") + f": {together}"
+        self.numbers.setText(f"<b>{gene}</b>{gene_id}<br>{said}, over {spots:,} spots{where}{errors}{together}")
+        if check.intervals is not None:
+            self.calibration.show_gene(gene, None if doubt is None else doubt.calibration)
         low, high = look.values.difference_limits()
         self.scale.setToolTip(f"The difference's colours go from {low:.3g} to {high:.3g}, with 0 in their middle")
         if self.colours.minimum() != look.values.reach()[0] or self.colours.maximum() != look.values.reach()[1]:

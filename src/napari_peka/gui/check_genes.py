@@ -10,6 +10,8 @@ from qtpy.QtCore import QModelIndex, Qt
 from napari_peka.gui.gene_model import GENE, TRUST, VALUE, GeneModel, Measure, trust_word
 
 PCC, DISAGREEMENT, SHARE = "PCC on these spots", "disagreement", "share of attainable"
+#: only of maps with intervals
+WITHIN = "within the 90 % interval"
 CHECK_MEASURES = {
     PCC: Measure("pcc", "PCC", "{:.2f}", "Pearson correlation of predicted and measured expression over these spots "
                  "(no unit)"),
@@ -19,6 +21,8 @@ CHECK_MEASURES = {
                    "reach on these spots; not told where that is below 0.2"),
     "errors lie together": Measure("moran", "Moran", "{:.2f}", "Moran's I of measured less predicted, -1 to 1: about "
                                    "0 where errors are scattered at random"),
+    WITHIN: Measure("coverage_90", "in 90 %", "{:.0%}", "Share of these spots that lie within the map's 90 % interval: "
+                    "about 90 % where the model knows how wrong it is"),
     "predicted too low or high": Measure("residual", "Mean", "{:+.2f}", "Mean of measured less predicted, in the map's "
                                          "unit: above 0 the map is too low"),
 }  # fmt: skip
@@ -67,4 +71,4 @@ class CheckGenes(GeneModel):
         return f"{name}: " + ("not measured to vary on these spots" if pcc is None else f"PCC {pcc:.2f} on these spots")
 
 
-__all__ = ["CHECK_MEASURES", "DISAGREEMENT", "GENE", "PCC", "SHARE", "TRUST", "VALUE", "CheckGenes"]
+__all__ = ["CHECK_MEASURES", "DISAGREEMENT", "GENE", "PCC", "SHARE", "TRUST", "VALUE", "WITHIN", "CheckGenes"]

@@ -15,9 +15,12 @@ from napari_peka.gui.session import OpenSection, Session
 from napari_peka.gui.spot_layers import Values
 
 if TYPE_CHECKING:
+    from napari_peka.core.progress import Progress
     from napari_peka.io.prediction import Prediction
     from napari_peka.io.section import Section
-    from napari_peka.workflows.check import Check, Place
+    from napari_peka.workflows.calibration import Calibration
+    from napari_peka.workflows.check import Check
+    from napari_peka.workflows.check_places import Place
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +34,12 @@ class Look:
 
 @dataclass(frozen=True, eq=False)
 class Doubt:
-    """What bounds a look: the attainable PCC, and the places where errors lie together."""
+    """What bounds a look: attainable PCC, places where errors lie together, how many spots intervals hold."""
 
     look: Look
     attainable: float
     places: list[Place]
+    calibration: Calibration
 
 
 def measured_on(session: Session, prediction: Prediction) -> list[OpenSection]:
@@ -93,7 +97,8 @@ def look(check: Check, gene: str, region: Any) -> Look:
 def doubt(seen: Look) -> Doubt:
     """Return what takes longer than a look."""
     check, gene = seen.values.check, seen.values.gene
-    return Doubt(seen, float(check.attainable(seen.rows, [gene])[0]), check.places(gene))
+    attainable = float(check.attainable(seen.rows, [gene])[0])
+    return Doubt(seen, attainable, check.places(gene), check.calibration(seen.rows, [gene]))
 
 
 def score_all(check: Check, region: Any, shared: bool) -> tuple[Check, Any]:
@@ -105,6 +110,32 @@ def score_all(check: Check, region: Any, shared: bool) -> tuple[Check, Any]:
     if shared:
         table["share"] = share_of_attainable(table["pcc"].to_numpy(), check.attainable(rows))
     return check, table
+
+
+def hold_all(check: Check, region: Any) -> tuple[Check, Calibration]:
+    """Return how many spots within a region the intervals of all genes hold."""
+    return check, check.calibration(None if region is None else check.rows_in(region))
+
+
+def fit(check: Check, progress: Progress) -> tuple[Prediction, Prediction]:
+    """Fit the intervals of a check's map to its spots; return the map, and the one with the new intervals."""
+    from napari_peka.workflows.recalibrate import recalibrate
+
+    return check.prediction, recalibrate(check.prediction, check.section, progress=progress)
+
+
+def told_of_fit(fitted: Prediction) -> str:
+    """Return what a fit gave, and where it is kept."""
+    from napari_peka.workflows.calibration import proof_words
+
+    where = f"written: {fitted.path}" if fitted.path is not None else "the map lies nowhere, so they are in memory only"
+    return f"{proof_words(fitted)}; {where}"
+
+
+def take_intervals(prediction: Prediction, fitted: Prediction) -> None:
+    """Give a map that is shown the intervals that were fitted: whoever holds it has them too."""
+    prediction.intervals, prediction.model_intervals = fitted.intervals, fitted.model_intervals
+    prediction.record = fitted.record
 
 
 def report_folder(check: Check) -> Path:

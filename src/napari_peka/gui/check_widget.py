@@ -48,7 +48,8 @@ class CheckWidget(Dock):
         self._followed: list[Any] = []
         self._report: Path | None = None
         self._opening, self._checking = Aside(self), Aside(self)
-        self._looking, self._doubting, self._scoring = Aside(self), Aside(self), Aside(self)
+        self._looking, self._doubting = Aside(self), Aside(self)
+        self._scoring, self._holding = Aside(self), Aside(self)
         self._settle, self._shape, self._again, self._tidy = (
             self._timer(ms) for ms in (SETTLE_MS, SHAPE_MS, AGAIN_MS, 0)
         )
@@ -68,7 +69,7 @@ class CheckWidget(Dock):
         for aside, done, failed in (
             (self._opening, self._opened, self._fail), (self._checking, self._checked, self._not_checked),
             (self._looking, self._looked, self._fail), (self._doubting, self._doubted, self._fail),
-            (self._scoring, self._scored, self._fail),
+            (self._scoring, self._scored, self._fail), (self._holding, self._held, self._fail),
         ):  # fmt: skip
             aside.done.connect(done)
             aside.failed.connect(failed)
@@ -89,6 +90,8 @@ class CheckWidget(Dock):
         form.panel.asked.connect(self._write)
         form.panel.succeeded.connect(self._written)
         form.open_report.clicked.connect(self._open_report)
+        form.calibration.fit.asked.connect(self._fit)
+        form.calibration.fit.succeeded.connect(self._fitted)
         self._settle.timeout.connect(self._row_settled)
         self._shape.timeout.connect(self._list_regions)
         self._again.timeout.connect(self._compare)
@@ -128,7 +131,7 @@ class CheckWidget(Dock):
         self._checking.ask(partial(check_jobs.compare, prediction, found.section))
 
     def _drop(self, has_map: bool) -> None:
-        for aside in (self._looking, self._doubting, self._scoring):
+        for aside in (self._looking, self._doubting, self._scoring, self._holding):
             aside.forget()
         self.check = self._gene = None
         self.form.genes.of(None)
@@ -293,6 +296,13 @@ class CheckWidget(Dock):
         if check is self.check:
             with self._keeping():
                 self.form.genes.tell(table)
+            if check.intervals is not None:
+                self._holding.ask(partial(check_jobs.hold_all, check, self.region()))
+
+    def _held(self, found: Any) -> None:
+        check, calibration = found
+        if check is self.check:
+            self.form.calibration.show_all(calibration)
 
     # -- where ---------------------------------------------------------------------------------------------------
 
@@ -346,7 +356,27 @@ class CheckWidget(Dock):
             from napari.utils.theme import get_theme
 
             theme = get_theme(self.viewer.theme)
-            self.form.scatter.paint(theme.background.as_hex(), theme.text.as_hex())
+            for panel in (self.form.scatter, self.form.calibration):
+                panel.paint(theme.background.as_hex(), theme.text.as_hex())
+
+    # -- the intervals -------------------------------------------------------------------------------------------
+
+    def _fit(self) -> None:
+        check = self.check
+        if check is None:
+            self.form.calibration.fit.fail("choose a map and measured spots first")
+            return
+
+        def job(progress: JobProgress) -> Any:
+            return check_jobs.fit(check, progress)
+
+        self.form.calibration.fit.start(job)
+
+    def _fitted(self, both: Any) -> None:
+        prediction, fitted = both
+        check_jobs.take_intervals(prediction, fitted)
+        self.form.calibration.fit.status.setText(check_jobs.told_of_fit(fitted))
+        self._compare()
 
     # -- the report ----------------------------------------------------------------------------------------------
 

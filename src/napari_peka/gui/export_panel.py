@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QComboBox, QFileDialog, QFormLayout, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QCheckBox, QComboBox, QFileDialog, QFormLayout, QVBoxLayout, QWidget
 
 from napari_peka.core.progress import JobProgress
 from napari_peka.gui.choosers import slim
 from napari_peka.gui.run_panel import RunPanel
-from napari_peka.io.export import FORMATS, export
+from napari_peka.io.export import FORMATS, MOST_WITH_INTERVALS, export
 from napari_peka.io.statistics import known_genes
 
 if TYPE_CHECKING:
@@ -52,16 +52,30 @@ class ExportPanel(QWidget):
             "What is shown is a gene, or a set's score. The usual ones are all genes in tables, the 20 best "
             "predicted in images and GeoJSON"
         )
+        self.intervals = QCheckBox("with intervals")
+        self.intervals.setToolTip(
+            "Both ends of each value's 90 % interval beside it, where the model has them; in tables of up to "
+            f"{MOST_WITH_INTERVALS:,} genes"
+        )
         self.panel = RunPanel("Export…")
         form = QFormLayout()
         form.addRow("Format", self.format)
         form.addRow("Genes", self.genes)
+        form.addRow("", self.intervals)
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.addLayout(form)
         column.addWidget(self.panel)
         self.panel.asked.connect(self.asked)
         self.panel.succeeded.connect(self._told)
+        self.format.currentIndexChanged.connect(self._format_changed)
+        self._format_changed()
+
+    def _format_changed(self, *_: Any) -> None:
+        """Tick intervals where the format has them by itself; a figure has none."""
+        kind = FORMATS[self.format.currentData()]
+        self.intervals.setEnabled(not kind.a_gene)
+        self.intervals.setChecked(kind.intervals)
 
     def choose(
         self,
@@ -113,12 +127,14 @@ class ExportPanel(QWidget):
             if wanted == THIS:  # a table goes on from the genes
                 genes = known_genes(prediction, score[1])[0] if kind.best is None else []
         shown = figure if wanted == THIS else None
+        ticked = self.intervals.isChecked() and prediction.intervals is not None
+        intervals = None if ticked and kind.intervals else ticked  # of many genes they are left out
 
         def job(progress: JobProgress) -> list[Path]:
             # one that is there was asked about
             return export(
                 prediction, kind.name, path, genes=genes, sets=sets, slide=slide, regions=regions, figure=shown,
-                overwrite=True, progress=progress,
+                intervals=intervals, overwrite=True, progress=progress,
             )  # fmt: skip
 
         self.panel.start(job)

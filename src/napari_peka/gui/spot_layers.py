@@ -18,7 +18,8 @@ from napari_peka.gui.map_layers import BAR_SIZE
 from napari_peka.io.figure import COLORMAP, contrast_limits
 
 if TYPE_CHECKING:
-    from napari_peka.workflows.check import Check, Place
+    from napari_peka.workflows.check import Check
+    from napari_peka.workflows.check_places import Place
 
 MEASURED, PREDICTED, DIFFERENCE = KINDS = ("measured", "predicted", "difference")
 #: diverging and readable with colour-blind eyes: orange below zero, purple above, as in reports

@@ -12,7 +12,8 @@ from napari_peka.gui import layers, spot_layers
 from napari_peka.gui.spot_layers import DIFFERENCE, KINDS, Limits, Values
 
 if TYPE_CHECKING:
-    from napari_peka.workflows.check import Check, Place
+    from napari_peka.workflows.check import Check
+    from napari_peka.workflows.check_places import Place
 
 SIDE_BY_SIDE = "side by side"
 #: share of a field that is left free around the spots, for its colour bar

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_peka.core import files
+from napari_peka.core.doubt import LEVEL
 from napari_peka.core.errors import OutputMismatch, SettingError, UnknownName, near_names
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.io.exports.base import Export, Format, file_name, is_export
@@ -22,17 +23,20 @@ from napari_peka.io.statistics import known_genes
 if TYPE_CHECKING:
     from napari_peka.io.slide import Slide
 
+#: genes up to which ends of intervals are written where nobody says: three values for one are soon many
+MOST_WITH_INTERVALS = 1000
 #: a new format is a function and a line here
 FORMATS = {
     f.name: f
     for f in (
-        Format("h5ad", (".h5ad",), "AnnData, for scanpy", write_h5ad, value_bytes=4),
+        Format("h5ad", (".h5ad",), "AnnData, for scanpy", write_h5ad, value_bytes=4, intervals=True),
         Format("spatialdata", (".zarr",), "SpatialData, for squidpy and napari-spatialdata", write_spatialdata,
-               value_bytes=3),
+               value_bytes=3, intervals=True),
         Format("ome-zarr", (".ome.zarr", ".zarr"), "heatmap with a channel a gene", write_ome_zarr, 3, best=20),
         Format("ome-tiff", (".ome.tif", ".ome.tiff"), "heatmap with a channel a gene", write_ome_tiff, 3, best=20),
-        Format("geojson", (".geojson", ".json"), "tiles with measurements, for QuPath", write_geojson, 30, best=20),
-        Format("csv", (".csv", ".csv.gz"), "a row a tile", write_csv, value_bytes=8),
+        Format("geojson", (".geojson", ".json"), "tiles with measurements, for QuPath", write_geojson, 30,
+               intervals=True, best=20),
+        Format("csv", (".csv", ".csv.gz"), "a row a tile", write_csv, value_bytes=8, intervals=True),
         Format("png", (".png",), "figure with scale bar, colour bar and unit", write_figure, best=1, a_gene=True),
         Format("svg", (".svg",), "the same as vectors", write_figure, best=1, a_gene=True),
     )
@@ -49,6 +53,7 @@ def export(
     regions: Mapping[str, Any] | None = None,
     slide: Slide | None = None,
     figure: Mapping[str, Any] | None = None,
+    intervals: bool | None = None,
     overwrite: bool = False,
     progress: Progress = NULL,
 ) -> list[Path]:
@@ -77,6 +82,11 @@ def export(
         The slide, for formats that show it.
     figure
         Colours and limits of figures: further arguments of :func:`write_map`.
+    intervals
+        Whether both ends of each value's 90 % interval are written too, which takes three times the room: layers
+        ``lower`` and ``upper``, columns, measurements or channels. None: in tables and GeoJSON, of up to 1,000 genes,
+        where the model has intervals. Of more genes they follow from ``obs["spread"]`` and
+        ``varm["peka_residuals"]``.
     overwrite
         Replace a file that is there.
     progress
@@ -91,7 +101,8 @@ def export(
     Raises
     ------
     SettingError
-        If there is no such format, or it needs a package that is not here, or no gene was named.
+        If there is no such format, or it needs a package that is not here, or no gene was named; if intervals are asked
+        for that the model or the format does not have.
     UnknownName
         If the model does not know a gene, or none of a set's.
     OutputMismatch, StoreError
@@ -104,12 +115,14 @@ def export(
             raise UnknownName(f"the model knows none of the genes of the set {name} ({', '.join(list(of)[:3])}, …)")
     names = _chosen(prediction, kind, [] if genes is None and scored and kind.best is not None else genes, len(scored))
     tasks = dict(_targets(prediction, kind, Path(output).expanduser(), names, scored))
+    level = _level(prediction, kind, len(names), intervals, progress)
+    values = len(names) * (1 if level is None else 3) + len(scored) + (prediction.ood is not None)
     for path in tasks:
         _check_free(path, overwrite)
-        _check_room(path, kind, len(prediction.tiles) * (len(names) + len(scored)))
+        _check_room(path, kind, len(prediction.tiles) * values)
     progress.stage(f"writing {kind.name}", len(tasks) if kind.a_gene else None)
     for path, (part, some) in tasks.items():
-        one = Export(prediction, part, dict(regions or {}), slide, dict(figure or {}), some, progress)
+        one = Export(prediction, part, dict(regions or {}), slide, dict(figure or {}), some, progress, level)
         files.make_folder(path.parent)
         files.write_beside(path, lambda p, one=one: kind.write(one, p))  # type: ignore[misc]
         if kind.a_gene:  # others tell of tiles or channels
@@ -144,6 +157,23 @@ def _check_room(path: Path, kind: Format, values: int) -> None:
     size = int(values * kind.value_bytes)
     instead = "choose another output, or name the genes that you want (--genes)"
     files.check_room(path, size // 2 if path.suffix == ".gz" else size, instead)
+
+
+def _level(prediction: Prediction, kind: Format, genes: int, wanted: bool | None, progress: Progress) -> float | None:
+    """Return the level of the intervals that are written; None: none are."""
+    if wanted is None:
+        wanted = kind.intervals and prediction.intervals is not None
+        if wanted and genes > MOST_WITH_INTERVALS:
+            wanted = False
+            progress.note(
+                f"the values of {genes:,} genes are written without the ends of their intervals, which would take "
+                f"three times the room; name up to {MOST_WITH_INTERVALS:,} genes, or ask for intervals"
+            )
+    if not wanted or not genes:
+        return None
+    if kind.a_gene:
+        raise SettingError(f"a figure ({kind.name}) shows no intervals; choose h5ad, csv, geojson or another format")
+    return min(LEVEL, prediction.needed_intervals().most)
 
 
 def _chosen(prediction: Prediction, kind: Format, genes: Sequence[str] | None, n_sets: int) -> tuple[str, ...]:

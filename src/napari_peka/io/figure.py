@@ -46,6 +46,8 @@ SMALL_CHAR_IN = 0.08
 BARS_UM = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)
 #: samples along a tile's side by which hatching is drawn
 _A_TILE = 6
+#: where each kind of file says what it is not for
+_NOTICE = {".png": "Disclaimer", ".svg": "Description", ".pdf": "Subject"}
 #: fonts with the letters that matplotlib's own lacks, on the platforms that have them
 _FALLBACK_FONTS = (
     "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Hiragino Sans", "PingFang SC", "Arial Unicode MS",
@@ -142,7 +144,8 @@ def write_map(
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box in a title, no reason to fail
         figure = draw_map(prediction, slide, shown, max_px, colormap, limits, regions)
-        files.write_beside(path, lambda p: figure.savefig(p, dpi=DPI))
+        told = {_NOTICE[kind]: RESEARCH_USE} if (kind := path.suffix.lower()) in _NOTICE else None
+        files.write_beside(path, lambda p: figure.savefig(p, dpi=DPI, metadata=told))
     return path
 
 

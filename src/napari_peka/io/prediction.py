@@ -24,6 +24,8 @@ FORMAT = 2
 UNS = "napari_peka"
 EMBEDDINGS = "X_peka"
 WEIGHTS, RESIDUALS = "peka_weights", "peka_residuals"
+#: the model's own quantiles, where those of a result were fitted to measured spots
+RESIDUALS_OF_MODEL = "peka_residuals_of_model"
 #: columns of ``obs``: how unlike the training data a tile is, and how much wider intervals are there
 OOD, SPREAD = "ood", "spread"
 RESEARCH_USE = "Research use only. Not for diagnosis."
@@ -57,6 +59,8 @@ class Prediction:
         nowhere.
     intervals
         Around the values of each gene; None where the model has none.
+    model_intervals
+        Those of the model, where `intervals` were fitted to spots measured on this slide; else None.
     """
 
     tiles: TileTable
@@ -68,6 +72,7 @@ class Prediction:
     ood: npt.NDArray[np.float32] | None = None
     spread: npt.NDArray[np.float32] | None = None
     intervals: Intervals | None = None
+    model_intervals: Intervals | None = None
 
     def __repr__(self) -> str:
         where = f", {self.path}" if self.path else ""
@@ -154,15 +159,25 @@ class Prediction:
         SettingError
             If the model has no intervals, or none of that level.
         """
-        at = self.head.index(gene)
+        at, known = self.head.index(gene), self.needed_intervals()
+        values = self.values(gene, rows)
+        wide = np.ones(len(self.tiles), np.float32) if self.spread is None else self.spread
+        return known.around(values, wide if rows is None else wide[rows], level, at)
+
+    def needed_intervals(self) -> Intervals:
+        """Return :attr:`intervals`, for what cannot be done without them.
+
+        Raises
+        ------
+        SettingError
+            If the model has none.
+        """
         if self.intervals is None:
             raise SettingError(
                 f"the model {self.record.get('model', {}).get('name', '')} of this map says nothing of its errors: it "
                 "was made without held-out spots, or by an older version; train it again"
             )
-        values = self.values(gene, rows)
-        wide = np.ones(len(self.tiles), np.float32) if self.spread is None else self.spread
-        return self.intervals.around(values, wide if rows is None else wide[rows], level, at)
+        return self.intervals
 
     def changed_by(self, blocks: Sequence[Block]) -> npt.NDArray[np.intp]:
         """Return the tiles whose values change when `blocks` are done, ascending: theirs, and those that read them."""
@@ -182,8 +197,9 @@ class Prediction:
             If the model does not know a gene.
         """
         at = list(dict.fromkeys(self.head.index(g) for g in genes))
-        intervals = None if self.intervals is None else self.intervals.only(at)
-        return replace(self, head=self.head.only(genes), intervals=intervals)
+        both = (None if of is None else of.only(at) for of in (self.intervals, self.model_intervals))
+        intervals, of_model = both
+        return replace(self, head=self.head.only(genes), intervals=intervals, model_intervals=of_model)
 
     def to_anndata(self, genes: Sequence[str] | None = None, *, values: bool = True) -> Any:
         """Return an AnnData in scverse layout with the values of `genes` (all by default) in ``X``.
@@ -252,6 +268,7 @@ def read_prediction(path: Path | str) -> Prediction:
         made = Prediction(
             tiles, embeddings, head, adata.obs["read_ok"].to_numpy(bool), record, path,
             intervals=_intervals(record, adata.varm.get(RESIDUALS)),
+            model_intervals=_intervals(record, adata.varm.get(RESIDUALS_OF_MODEL)),
             **{k: adata.obs[k].to_numpy(np.float32) for k in (OOD, SPREAD) if k in adata.obs},
         )  # fmt: skip
     except StoreError:
@@ -280,8 +297,9 @@ def anndata_of(prediction: Prediction) -> Any:
     for name, values in head.measured.items():
         var[name] = values
     varm = {WEIGHTS: np.ascontiguousarray(head.weights.T)}
-    if prediction.intervals is not None:
-        varm[RESIDUALS] = np.ascontiguousarray(prediction.intervals.quantiles.T)
+    for name, of in ((RESIDUALS, prediction.intervals), (RESIDUALS_OF_MODEL, prediction.model_intervals)):
+        if of is not None:
+            varm[name] = np.ascontiguousarray(of.quantiles.T)
     library = str(record["slide"]["name"])
     spot = float(np.mean(tiles.spec.footprint0(tiles.slide_mpp)))
     return anndata.AnnData(

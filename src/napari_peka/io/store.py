@@ -137,7 +137,7 @@ class RunStore:
         scratch = self.partial / "result.zarr"
         files.remove_tree(scratch)
         try:
-            self._assemble(scratch, done)
+            _assemble(scratch, dataclasses.replace(done, record=self.record))
             files.sync_tree(scratch)
             old = self.partial / "replaced.zarr"
             files.remove_tree(old)
@@ -150,33 +150,64 @@ class RunStore:
             raise files.cannot_write(self.path, e) from e
         files.remove_tree(self.partial)
 
-    def _assemble(self, target: Path, done: Prediction) -> None:
-        import anndata
-        import zarr
 
-        embeddings = done.embeddings
-        adata = anndata_of(dataclasses.replace(done, record=self.record))
-        adata.obsm[EMBEDDINGS] = np.zeros((len(self.tiles), 0), np.float16)  # anndata makes the group; filled below
-        # hundreds of small parts, each of which anndata writes, looks up and amends: a third of the time in memory
-        parts: dict[str, Any] = {}
-        # format 2: every anndata that people still have opens it
-        root = zarr.open_group(zarr.storage.MemoryStore(parts), mode="w", zarr_format=2)
-        adata.strings_to_categoricals()
-        anndata.io.write_elem(root, "/", adata)
-        group = root["obsm"]
-        attrs = dict(group[EMBEDDINGS].attrs)
-        del group[EMBEDDINGS]
-        shape = (len(self.tiles), self.n_dims)
-        array = group.create_array(EMBEDDINGS, shape=shape, chunks=(CHUNK_ROWS, self.n_dims), dtype="float16")
-        array.attrs.update(attrs)
-        zarr.consolidate_metadata(root.store)
-        for name, part in parts.items():
-            file = target / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(part.to_bytes())
-        array = zarr.open_array(str(target / "obsm" / EMBEDDINGS), mode="r+")
-        for at in range(0, len(embeddings), CHUNK_ROWS):
-            array[at : at + CHUNK_ROWS] = embeddings[at : at + CHUNK_ROWS]
+def save_result(done: Prediction, path: Path | str, *, overwrite: bool = False) -> Prediction:
+    """Write a finished map as a result: whole, or not at all.
+
+    Parameters
+    ----------
+    done
+        The map.
+    path
+        Where to; its name must end in ``.zarr``.
+    overwrite
+        Replace a result that is there; what this package did not write is never replaced.
+
+    Raises
+    ------
+    OutputMismatch, StoreError
+        If there is something already, or it cannot be written.
+    """
+    path = result_path(path)
+    lock = files.take_lock(path)
+    try:
+        if path.exists():
+            identity_of_result(path)
+            if not overwrite:
+                raise OutputMismatch(f"{path} is there already; choose another output, or overwrite it (--overwrite)")
+        files.check_room(path, done.embeddings.nbytes + done.head.weights.nbytes)
+        files.write_beside(path, lambda beside: _assemble(beside, done))
+    finally:
+        files.drop_lock(lock)
+    return dataclasses.replace(done, path=path)
+
+
+def _assemble(target: Path, done: Prediction) -> None:
+    import anndata
+    import zarr
+
+    embeddings, dims = done.embeddings, done.head.embedding_dims
+    adata = anndata_of(done)
+    adata.obsm[EMBEDDINGS] = np.zeros((len(done.tiles), 0), np.float16)  # anndata makes the group; filled below
+    # hundreds of small parts, each of which anndata writes, looks up and amends: a third of the time in memory
+    parts: dict[str, Any] = {}
+    # format 2: every anndata that people still have opens it
+    root = zarr.open_group(zarr.storage.MemoryStore(parts), mode="w", zarr_format=2)
+    adata.strings_to_categoricals()
+    anndata.io.write_elem(root, "/", adata)
+    group = root["obsm"]
+    attrs = dict(group[EMBEDDINGS].attrs)
+    del group[EMBEDDINGS]
+    array = group.create_array(EMBEDDINGS, shape=(len(done.tiles), dims), chunks=(CHUNK_ROWS, dims), dtype="float16")
+    array.attrs.update(attrs)
+    zarr.consolidate_metadata(root.store)
+    for name, part in parts.items():
+        file = target / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(part.to_bytes())
+    array = zarr.open_array(str(target / "obsm" / EMBEDDINGS), mode="r+")
+    for at in range(0, len(embeddings), CHUNK_ROWS):
+        array[at : at + CHUNK_ROWS] = embeddings[at : at + CHUNK_ROWS]
 
 
 def identity_of_result(path: Path) -> dict[str, Any]:

@@ -213,6 +213,34 @@ def curves(runs: Sequence[Run]) -> bytes:
         return _png(figure)
 
 
+def calibration(
+    levels: Sequence[float], mean: FloatArray, around: tuple[FloatArray, FloatArray], gene: FloatArray | None
+) -> bytes:
+    """Draw the share of measured spots within intervals against the share that these should hold.
+
+    Parameters
+    ----------
+    levels
+        Shares that they should hold, ``k``.
+    mean, around
+        Mean over genes, and between what most of these lie, ``(k,)`` each.
+    gene
+        Of the one that was looked at; None: of none.
+    """
+    with _figure(3.6) as figure:
+        axis = figure.add_axes((0.65 / WIDTH_IN, 0.16, 5 / WIDTH_IN, 0.8))
+        x = 100 * np.asarray(levels)
+        axis.plot([0, 100], [0, 100], color="black", linewidth=1, linestyle="--", label="as promised")
+        axis.fill_between(x, 100 * around[0], 100 * around[1], color=COLOURS[0], alpha=0.2, linewidth=0,
+                          label="eight in ten genes")  # fmt: skip
+        axis.plot(x, 100 * mean, color=COLOURS[0], marker="o", markersize=4, label="mean over genes")
+        if gene is not None:
+            axis.plot(x, 100 * gene, color=COLOURS[4], marker="o", markersize=4, label="the gene looked at")
+        axis.set(xlim=(40, 100), ylim=(0, 102), xlabel="should hold, % of spots", ylabel="do hold, % of spots")
+        axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.02, 1))
+        return _png(figure)
+
+
 def arms(
     labels: Sequence[str], values: FloatArray, intervals: FloatArray, frozen: npt.NDArray[np.bool_],
     difference: FloatArray, difference_intervals: FloatArray,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from napari_peka.core.doubt import LEVEL, Intervals
 from napari_peka.core.errors import SectionError, UnknownName, near_names
-from napari_peka.core.hotspots import hotspots, moran
-from napari_peka.core.neighbours import Neighbours, neighbour_mean
+from napari_peka.core.hotspots import moran
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.io.prediction import Prediction
 from napari_peka.training.ceiling import attainable_pcc
@@ -22,9 +22,10 @@ from napari_peka.training.metrics import gene_scores, nan_mean
 from napari_peka.training.panel import GeneNames
 from napari_peka.training.report_words import TRAINED_ON
 from napari_peka.training.scoring import MIN_ATTAINABLE
-from napari_peka.training.splits import pitch_um
 from napari_peka.training.targets import expression
-from napari_peka.workflows.check_input import features_at, mpp_warning, relation_of, same_slide
+from napari_peka.workflows.calibration import Calibration, calibrations, fitted_words, shares_held
+from napari_peka.workflows.check_input import at_spots, mpp_warning, relation_of, same_slide
+from napari_peka.workflows.check_places import Lattice, Place, find_places
 from napari_peka.workflows.spots import known_unit, misplaced, shared_genes
 
 if TYPE_CHECKING:
@@ -37,58 +38,10 @@ Float32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.bool_]
 #: least share of a section's spots on tissue; with fewer its image is not believed, and a warning says so
 LEAST_ON_TISSUE = 0.5
-#: spots are neighbours up to this many pitches: 8 around one on a square grid, 6 on a hexagonal one
-_NEAR = 1.5
-#: spots of one sign side by side that are a place
-LEAST_SPOTS = 3
-#: pitches around a spot that a place's outline holds; then it is drawn in by the second, so that it hugs the spots
-_OUT, _IN = 0.85, 0.3
 #: genes worked on at once
 _AT_ONCE = 512
 #: genes whose counts are split at once: at 5,000 spots some 3 s, after which a job can be stopped
 _SPLIT_AT_ONCE = 2048
-#: false discovery rate of the places of one gene
-FDR = 0.05
-HIGH, LOW = "more than predicted", "less than predicted"
-#: what an outline means, for who sees one
-OUTLINES = (
-    "Outlined are places of at least 3 spots side by side where measured less predicted is higher (purple) or lower "
-    "(orange) than on the rest of this section, beyond chance: Getis–Ord Gi* over each spot and those around it, "
-    "against 100,000 random neighbourhoods, at a false discovery rate of 5 % over the spots of this gene. Where errors "
-    "lie at random, up to 1 gene in 20 has an outline all the same, so in a search through many genes some are chance. "
-    "An error that is the same everywhere is not outlined. It may be the measurement that is wrong: look at the tissue "
-    "and at how much was counted there."
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """Spots side by side where the map is wrong in one direction.
-
-    Parameters
-    ----------
-    sign
-        1: more was measured than predicted; -1: less.
-    rows
-        Its spots, ascending.
-    polygon
-        Around them, a shapely geometry in level-0 pixels, x first.
-    residual
-        Mean of measured less predicted over them.
-    q
-        False discovery rate at which the least certain of them is found.
-    """
-
-    sign: int
-    rows: npt.NDArray[np.intp]
-    polygon: Any
-    residual: float
-    q: float
-
-    @property
-    def kind(self) -> str:
-        """The direction in words."""
-        return HIGH if self.sign > 0 else LOW
 
 
 @dataclass(eq=False, repr=False)
@@ -116,6 +69,8 @@ class Check:
         Whether the model was trained on this section.
     warnings
         What must be known of the numbers, a sentence each; the loudest first.
+    spread
+        By how much intervals are wider at each spot, float32 ``(n,)``, interpolated as the values are; NaN outside.
     """
 
     prediction: Prediction
@@ -128,6 +83,7 @@ class Check:
     split: str
     seen: bool
     warnings: tuple[str, ...]
+    spread: Float32
     _features: Float32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
     _in_model: npt.NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
     _in_counts: npt.NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
@@ -176,6 +132,28 @@ class Check:
         """Return measured less predicted, ``(n,)``."""
         return np.asarray(self.measured(gene) - self.predicted(gene))
 
+    @property
+    def in_model(self) -> npt.NDArray[np.intp]:
+        """Numbers of :attr:`genes` among the map's."""
+        return self._in_model
+
+    @cached_property
+    def intervals(self) -> Intervals | None:
+        """Around what is predicted of :attr:`genes`; None where the map has none."""
+        of = self.prediction.intervals
+        return None if of is None else of.only(self._in_model)
+
+    def interval(self, gene: str, level: float = LEVEL) -> tuple[Float32, Float32]:
+        """Return both ends of the interval of a gene at the spots, ``(n,)`` each; NaN outside the map.
+
+        Raises
+        ------
+        SettingError
+            If the map has no intervals, or none of that level.
+        """
+        at = self._in_model[self.index(gene)]
+        return self.prediction.needed_intervals().around(self.predicted(gene), self.spread, level, int(at))
+
     def rows_in(self, region: Any) -> Rows:
         """Return the spots whose centre lies in a shapely geometry in level-0 pixels, x first."""
         import shapely
@@ -183,12 +161,12 @@ class Check:
         return np.asarray(shapely.contains_xy(region, self.centre_yx[:, 1], self.centre_yx[:, 0]))
 
     def score(self, gene: str, rows: Rows | None = None) -> dict[str, float]:
-        """Return ``spots, pcc, spearman, rmse, residual`` (mean) of a gene over some spots; NaN: not known."""
+        """Return what :meth:`scores` does of one gene over some spots, and ``spots, spearman``; NaN: not known."""
         table = self._scores(np.array([self.index(gene)]), rows, spearman=True)
         return {"spots": float(self._with(rows).sum()), **{name: float(v[0]) for name, v in table.items()}}
 
     def scores(self, rows: Rows | None = None, *, progress: Progress = NULL) -> pd.DataFrame:
-        """Return a row a gene: its name as index, ``pcc, rmse, residual, moran``.
+        """Return a row a gene: its name as index, ``pcc, rmse, residual, coverage_90, moran``.
 
         Parameters
         ----------
@@ -200,7 +178,8 @@ class Check:
         Notes
         -----
         ``rmse`` is the root mean square of measured less predicted, ``residual`` its mean, both in the unit; ``moran``
-        is Moran's I of it: whether errors lie together.
+        is Moran's I of it: whether errors lie together. ``coverage_90`` is the share of spots within the map's 90 %
+        interval; NaN where it has none.
         """
         import pandas as pd
 
@@ -208,7 +187,7 @@ class Check:
         parts = []
         for at in range(0, len(self.genes), _AT_ONCE):
             columns = np.arange(at, min(at + _AT_ONCE, len(self.genes)))
-            parts.append(self._scores(columns, rows, clustered=True))
+            parts.append(self._scores(columns, rows))
             progress.advance(len(columns))
         return pd.DataFrame({k: np.concatenate([p[k] for p in parts]) for k in parts[0]}, index=pd.Index(self.genes))
 
@@ -242,37 +221,28 @@ class Check:
         return self._ceilings[key]
 
     def places(self, gene: str) -> list[Place]:
-        """Return where errors of a gene lie together, the largest place first, and keep them: see :data:`OUTLINES`."""
+        """Return where errors of a gene lie together, the largest place first, and keep them: see
+        :data:`napari_peka.workflows.check_places.OUTLINES`."""
         name = self.genes[self.index(gene)]
         if name not in self._places:
-            self._places[name] = self._find_places(name)
+            self._places[name] = find_places(self.residual(name), self._lattice)
         return self._places[name]
 
-    def _find_places(self, gene: str) -> list[Place]:
-        import shapely
-        from scipy.sparse.csgraph import connected_components
+    def calibration(
+        self, rows: Rows | None = None, genes: Sequence[str] | None = None, *, progress: Progress = NULL
+    ) -> Calibration:
+        """Return the share of measured spots within the map's intervals of 50, 80, 90 and 95 %, gene by gene.
 
-        rows, near = self._near
-        if near is None:
-            return []
-        residual = np.asarray(self.residual(gene), np.float64)
-        found = hotspots(residual[rows], near, fdr=FDR)
-        radius = pitch_um(self.centre_um[rows]) / float(np.mean(self.section.slide.mpp))
-        places = []
-        for sign in (1, -1):
-            some = np.flatnonzero(found.sign == sign)
-            if not len(some):
-                continue
-            n, part = connected_components(near.among(some).links, directed=False)
-            for k in range(n):
-                own = some[part == k]
-                if len(own) < LEAST_SPOTS:
-                    continue
-                discs = shapely.buffer(shapely.points(self.centre_yx[rows[own]][:, ::-1]), _OUT * radius)
-                outline = shapely.union_all(discs).buffer(-_IN * radius)
-                mean = float(residual[rows[own]].mean())
-                places.append(Place(sign, rows[own], outline, mean, float(found.q[own].max())))
-        return sorted(places, key=lambda p: -len(p.rows))
+        Parameters
+        ----------
+        rows
+            Spots that count, bool ``(n,)``; None: all.
+        genes
+            Which; None: all.
+        progress
+            Told of every 512 genes.
+        """
+        return calibrations(self, {"": rows}, genes, progress=progress)[""]
 
     def report(self, *, progress: Progress = NULL) -> EvaluationReport:
         """Return the scores of all genes as :func:`napari_peka.evaluate` gives them.
@@ -328,11 +298,12 @@ class Check:
         return np.asarray(self.section.counts[self._rows].sum(1), np.float64).ravel()
 
     @cached_property
-    def _near(self) -> tuple[npt.NDArray[np.intp], Neighbours | None]:
-        """Spots on the map, and their neighbours among each other."""
-        rows = np.flatnonzero(self.inside)
-        pitch = pitch_um(self.centre_um[rows])
-        return rows, neighbour_mean(self.centre_um[rows], _NEAR * pitch) if pitch > 0 else None
+    def _lattice(self) -> Lattice:
+        return Lattice.of(self.centre_yx, self.inside, self.section.slide.mpp)
+
+    def values_of(self, columns: npt.NDArray[np.intp]) -> tuple[Float32, Float32]:
+        """Return measured and predicted values of some of :attr:`genes` by their numbers, ``(n, g)`` each."""
+        return self._truth(columns), self._map(columns)
 
     def _truth(self, columns: npt.NDArray[np.intp]) -> Float32:
         return expression(self._counts[:, columns].toarray(), self._totals, self.unit)
@@ -345,7 +316,7 @@ class Check:
         return self.inside if rows is None else self.inside & rows
 
     def _scores(
-        self, columns: npt.NDArray[np.intp], rows: Rows | None, *, spearman: bool = False, clustered: bool = False
+        self, columns: npt.NDArray[np.intp], rows: Rows | None, *, spearman: bool = False
     ) -> dict[str, npt.NDArray[np.float64]]:
         some = self._with(rows)
         truth, predicted = self._truth(columns)[some], self._map(columns)[some]
@@ -353,10 +324,11 @@ class Check:
         found = gene_scores(truth, predicted, metrics)
         found["rmse"] = np.sqrt(found.pop("mse"))
         found["residual"] = nan_mean(truth - predicted, 0)
-        if clustered:
-            _, near = self._near
-            own = None if near is None else near.among(np.flatnonzero(some[self.inside]))
-            found["moran"] = np.full(len(columns), np.nan) if own is None else moran(truth - predicted, own)
+        own = None if self.intervals is None else self.intervals.only(columns)
+        found["coverage_90"] = shares_held(own, truth, predicted, self.spread[some])[0]
+        near = self._lattice.near
+        links = None if near is None else near.among(np.flatnonzero(some[self.inside]))
+        found["moran"] = np.full(len(columns), np.nan) if links is None else moran(truth - predicted, links)
         return found
 
 
@@ -397,12 +369,13 @@ def check(prediction: Prediction, section: Section) -> Check:
     centre = section.centre_yx[rows]
     split, loud = relation_of(prediction, section)
     ids = prediction.head.gene_ids
+    features, spread = at_spots(prediction, centre)
     made = Check(
         prediction=prediction, section=section, genes=genes, gene_ids=tuple(ids[k] for k in in_model) if ids else (),
         unit=unit, centre_yx=centre, spot_ids=tuple(str(i) for i in section.adata.obs_names[rows]), split=split,
         seen=split.startswith(TRAINED_ON),
         warnings=(*loud, *misplaced([section], LEAST_ON_TISSUE), *mpp_warning(prediction, section)),
-        _features=features_at(prediction, centre), _in_model=in_model, _in_counts=in_counts, _rows=rows,
+        spread=spread, _features=features, _in_model=in_model, _in_counts=in_counts, _rows=rows,
     )  # fmt: skip
     n = int(made.inside.sum())
     if not n:
@@ -410,6 +383,8 @@ def check(prediction: Prediction, section: Section) -> Check:
             f"none of the {len(made)} spots of {section.section_id} lies where this map has values; predict the whole "
             "slide, or the region where the spots are"
         )
+    if fitted := fitted_words(prediction, section):
+        made.warnings += (fitted,)
     if n < len(made):
         made.warnings += (f"{len(made) - n} of {len(made)} spots lie where the map has no value, and are left out",)
     if lost := len(prediction.genes) - len(genes):

@@ -39,15 +39,19 @@ def same_slide(prediction: Prediction, section: Section) -> None:
         )
 
 
-def features_at(prediction: Prediction, at_yx: npt.NDArray[np.float64]) -> Float32:
-    """Return what the head reads, interpolated: the head is linear, so its values are then interpolated too."""
+def at_spots(prediction: Prediction, at_yx: npt.NDArray[np.float64]) -> tuple[Float32, Float32]:
+    """Return what the head reads, and by how much intervals are wider, both interpolated; NaN outside the map.
+
+    The head is linear, so its values are then interpolated too.
+    """
     tiles, embeddings = prediction.tiles, prediction.embeddings
     known = prediction.read_ok & np.isfinite(embeddings[:, 0])
     weights = interpolate(tiles, at_yx, known)
     used = np.unique(weights.indices)
     out = np.full((len(at_yx), prediction.head.n_dims), np.nan, np.float32)
+    spread = np.full(len(at_yx), np.nan, np.float32)
     if not len(used):
-        return out
+        return out, spread
     features = np.asarray(embeddings[used], np.float32)
     if (near := prediction.neighbours) is not None:
         around = near.touched(used)
@@ -55,7 +59,9 @@ def features_at(prediction: Prediction, at_yx: npt.NDArray[np.float64]) -> Float
         features = np.concatenate([features, context[np.searchsorted(around, used)]], 1)
     some = np.diff(weights.indptr) > 0
     out[some] = (weights[:, used] @ features)[some]
-    return out
+    wide = np.ones(len(used), np.float32) if prediction.spread is None else prediction.spread[used]
+    spread[some] = (weights[:, used] @ wide)[some]
+    return out, spread
 
 
 def relation_of(prediction: Prediction, section: Section) -> tuple[str, list[str]]:

@@ -142,8 +142,8 @@ def with_model(prediction: Prediction, model: Model) -> Prediction:
     if model.image_reference and made_by.get("seen_digest") == model.seen_digest:
         ood = prediction.ood
     return dataclasses.replace(
-        prediction, head=model.head, record=record, path=None, intervals=model.intervals, ood=ood,
-        spread=model.spread(own) if known else None,
+        prediction, head=model.head, record=record, path=None, intervals=model.intervals, model_intervals=None,
+        ood=ood, spread=model.spread(own) if known else None,
     )  # fmt: skip
 
 

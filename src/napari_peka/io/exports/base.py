@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from napari_peka.core.doubt import Genes, Intervals
 from napari_peka.core.head import GeneHead
 from napari_peka.core.progress import NULL, Progress
-from napari_peka.io.prediction import Prediction
+from napari_peka.io.prediction import RESEARCH_USE, UNS, Prediction
 from napari_peka.io.statistics import SCORE_UNIT, gene_set_score, known_genes
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ _MOST_ROWS = 16 * ROWS
 ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
 #: attribute at the root of every zarr that is written here
 MARK = "napari_peka_export"
+#: ends of an interval, as layers, channels and columns are called
+LOWER, UPPER = "lower", "upper"
+#: the percentile of a tile, in words
+UNLIKE = "unlike the training data (percentile)"
 #: what no file name may hold on one platform or another; "%" too, so that two genes never share a name
 _NOT_IN_NAMES = re.compile(r'[\x00-\x1f<>:"/\\|?*%]')
 #: what no column's name may hold in SpatialData (and "/" not in HDF5)
@@ -64,6 +68,8 @@ class Export:
         Sets of genes by name, each of which has a score.
     progress
         Hears of each chunk of tiles or channel, and stops the export there.
+    level
+        Of the intervals whose ends are written beside the values; None: none are.
     """
 
     prediction: Prediction
@@ -73,6 +79,7 @@ class Export:
     figure: Mapping[str, Any] = field(default_factory=dict)
     sets: Mapping[str, Sequence[str]] = field(default_factory=dict)
     progress: Progress = NULL
+    level: float | None = None
 
     @cached_property
     def head(self) -> GeneHead:
@@ -99,11 +106,51 @@ class Export:
 
     @property
     def labels(self) -> list[str]:
-        """Genes and then sets, each with its unit."""
+        """Genes, each with the ends of its interval where they are written, and then sets; all with their unit."""
         unit = self.prediction.unit
-        return [f"{g} ({unit})" for g in self.genes] + [f"{s} ({SCORE_UNIT})" for s in self.sets]
+        return [f"{g} ({unit})" for g in self._with_ends(" ")] + [f"{s} ({SCORE_UNIT})" for s in self.sets]
 
-    def by_tiles(self, *, scores: bool = False) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+    @property
+    def columns(self) -> list[str]:
+        """The same as columns of a table."""
+        return [*self._with_ends("_"), *self.score_columns]
+
+    @property
+    def channels(self) -> list[str]:
+        """What an image holds: :attr:`labels`, and how unlike the training data each tile is where that is known."""
+        return [*self.labels, *([] if self.prediction.ood is None else [UNLIKE])]
+
+    def _with_ends(self, between: str) -> Iterator[str]:
+        for gene in self.genes:
+            yield gene
+            if self.level is not None:
+                yield from (f"{gene}{between}{end}" for end in (LOWER, UPPER))
+
+    @cached_property
+    def _intervals(self) -> Intervals:
+        head = self.prediction.head
+        return self.prediction.needed_intervals().only([head.index(gene) for gene in self.genes])
+
+    def ends(
+        self, values: npt.NDArray[np.float32], rows: slice = slice(None), genes: Genes | int | slice = slice(None)
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return the lower and the upper end of the interval of each value.
+
+        Parameters
+        ----------
+        values
+            Of some tiles, ``(n, g)``, or ``(n,)`` of one gene.
+        rows
+            Which tiles.
+        genes
+            Which of the export's genes.
+        """
+        spread = self.prediction.spread
+        wide = np.ones(len(values), np.float32) if spread is None else spread[rows]
+        assert self.level is not None
+        return self._intervals.around(values, wide, self.level, genes)
+
+    def by_tiles(self, *, beside: bool = False) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
         """Yield the tiles from the first to the last, some at a time, and their values.
 
         The next ones are computed while these are written, so that the slower of the two sets the pace; memory holds
@@ -111,15 +158,16 @@ class Export:
 
         Parameters
         ----------
-        scores
-            Whether the sets' scores follow the genes, as in :attr:`labels`.
+        beside
+            Whether ends of intervals and the sets' scores are among the values, as in :attr:`labels`.
 
         Yields
         ------
         rows
             Which tiles: a multiple of :data:`ROWS` of them, but for the last.
         values
-            Predicted expression, float32 ``(n, g)`` or ``(n, g + s)``; NaN where a tile could not be read.
+            Predicted expression, float32 ``(n, g)``, or as many columns as :attr:`labels`; NaN where a tile could not
+            be read.
         """
         n = len(self.prediction.tiles)
         step = min(-(-_CHUNK_BYTES // (4 * max(len(self.labels), 1) * ROWS)) * ROWS, _MOST_ROWS)
@@ -127,7 +175,9 @@ class Export:
         def compute(at: int) -> tuple[slice, npt.NDArray[np.float32]]:
             rows = slice(at, min(at + step, n))
             values = self.head.matrix(self.prediction.embeddings, None, self.prediction.neighbours, rows)
-            return rows, np.concatenate([values, self.scores[rows]], 1) if scores and self.sets else values
+            if beside and self.level is not None:
+                values = np.stack([values, *self.ends(values, rows)], 2).reshape(len(values), -1)
+            return rows, np.concatenate([values, self.scores[rows]], 1) if beside and self.sets else values
 
         self.progress.stage("writing tiles", n)
         with ThreadPoolExecutor(1, thread_name_prefix="peka-export") as pool:
@@ -140,12 +190,22 @@ class Export:
                 self.progress.advance(len(values))
 
     def by_channels(self) -> Iterator[npt.NDArray[np.float32]]:
-        """Yield the map of each gene and then of each set, float32 ``(h, w)``, a pixel a tile; NaN where none is."""
-        self.progress.stage("writing channels", len(self.labels))
+        """Yield each of :attr:`channels` as a map, float32 ``(h, w)``, a pixel a tile; NaN where none is."""
+        self.progress.stage("writing channels", len(self.channels))
         tiles = self.prediction.tiles
-        for values in chain(map(self.prediction.values, self.genes), self.scores.T):
+        for values in self._by_channels():
             self.progress.advance()  # not after: whoever writes does not ask for one more than there are
             yield np.asarray(tiles.raster(values).data, np.float32)
+
+    def _by_channels(self) -> Iterator[npt.NDArray[np.float32]]:
+        for i, gene in enumerate(self.genes):
+            values = self.prediction.values(gene)
+            yield values
+            if self.level is not None:
+                yield from self.ends(values, genes=i)
+        yield from self.scores.T
+        if self.prediction.ood is not None:
+            yield self.prediction.ood
 
     @cached_property
     def annotation(self) -> list[str | None]:
@@ -156,22 +216,34 @@ class Export:
     def mark(self) -> dict[str, Any]:
         """What made it, for a root's attributes."""
         record = self.prediction.record
-        return {MARK: {k: record[k] for k in ("unit", "model", "slide", "versions", "notice") if k in record}}
+        told = {k: record[k] for k in ("unit", "model", "slide", "versions") if k in record}
+        return {MARK: told | self._level | {"notice": RESEARCH_USE}}
+
+    @property
+    def _level(self) -> dict[str, Any]:
+        return {} if self.level is None else {"interval_level": self.level}
 
     def anndata(self) -> Any:
         """Return tiles and genes in scverse layout, with scores and regions in ``obs`` and the overview in ``uns``.
 
-        There is no ``X``, which may be larger than memory: :meth:`by_tiles` has its values.
+        There are no ``X`` and no layers, which may be larger than memory: :meth:`by_tiles` and :meth:`ends` have their
+        values.
         """
         import pandas as pd
 
         adata = self.prediction.to_anndata(self.genes, values=False)
+        if self.head.pcc is not None and self.head.baseline_pcc_high is not None:
+            adata.var["predictable"] = self.head.predictable
+        adata.uns[UNS] = {**adata.uns[UNS], **self._level, "notice": RESEARCH_USE}
+        if (of := self.prediction.intervals) is not None:
+            floor = {} if of.floor is None else {"floor": of.floor}
+            adata.uns[UNS]["intervals"] = {"probabilities": np.asarray(of.probabilities, float), **floor}
         told: dict[str, Any] = {}
         for column, (name, genes), score in zip(self.score_columns, self.sets.items(), self.scores.T):
             adata.obs[column] = score
             told[column] = {"name": name, "genes": known_genes(self.prediction, genes)[0]}
         if told:
-            adata.uns["napari_peka"] = {**adata.uns["napari_peka"], "gene_sets": told}
+            adata.uns[UNS]["gene_sets"] = told
         if self.regions:
             adata.obs[ANNOTATION] = pd.Categorical(self.annotation, categories=list(self.regions))
         if self.slide is not None:
@@ -199,6 +271,8 @@ class Format:
         Writes an export at a path that is not there.
     value_bytes
         What a value takes on the disk, about; 0: so few are written that nobody need know.
+    intervals
+        Whether ends of intervals are written where nobody says.
     best
         Without names so many of the best predicted genes are taken; None: all.
     a_gene
@@ -210,6 +284,7 @@ class Format:
     what: str
     write: Callable[[Export, Path], None]
     value_bytes: float = 0
+    intervals: bool = False
     best: int | None = None
     a_gene: bool = False
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_peka.io.exports.base import ANNOTATION, Export
+from napari_peka.io.exports.base import ANNOTATION, MARK, UNLIKE, Export
 from napari_peka.io.regions import region_feature
 
 #: decimals of a coordinate: a hundredth of a pixel
@@ -21,9 +21,10 @@ def write_geojson(export: Export, path: Path) -> None:
     """Write a FeatureCollection in level-0 pixels, x first, as QuPath imports it.
 
     A tile is a closed simple ring, the square that its value stands for; its measurements are named after gene and
-    unit. What could not be read has no measurement, since JSON has no NaN.
+    unit. What could not be read has no measurement, since JSON has no NaN. What made the file, and what it is not for,
+    is a member beside the features.
     """
-    tiles = export.prediction.tiles
+    tiles, ood = export.prediction.tiles, export.prediction.ood
     h, w = tiles.spec.footprint0(tiles.slide_mpp) if tiles.grid_yx is None else tiles.spec.stride0(tiles.slide_mpp)
     labels, names = export.labels, tiles.names  # the tiles' are made anew at each asking
     of = export.annotation if export.regions else [None] * len(tiles)
@@ -36,6 +37,8 @@ def write_geojson(export: Export, path: Path) -> None:
             properties["metadata"] = {ANNOTATION: of[i]}
         known = np.isfinite(row)
         properties["measurements"] = {n: round(float(v), 5) for n, v, k in zip(labels, row, known) if k}
+        if ood is not None and np.isfinite(ood[i]):
+            properties["measurements"][UNLIKE] = round(float(ood[i]), 2)
         y, x = centres[i]
         return {
             "type": "Feature",
@@ -44,12 +47,13 @@ def write_geojson(export: Export, path: Path) -> None:
             "properties": properties,
         }
 
+    told = {MARK: {k: v for k, v in export.mark[MARK].items() if k in ("unit", "versions", "interval_level", "notice")}}
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        between = '{"type": "FeatureCollection", "features": [\n'
+        between = '{"type": "FeatureCollection", ' + _text(told)[1:-1] + ', "features": [\n'
         for name, region in export.regions.items():
             file.write(between + _text(region_feature(name, region)))
             between = ",\n"
-        for rows, columns in export.by_tiles(scores=True):
+        for rows, columns in export.by_tiles(beside=True):
             for i, row in enumerate(columns, rows.start):
                 file.write(between + _text(feature(i, row)))
                 between = ",\n"

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from napari_peka.core.errors import SettingError
 from napari_peka.io.exports.base import Export
 from napari_peka.io.figure import contrast_limits, write_map
+from napari_peka.io.prediction import RESEARCH_USE
 
 _UM = "micrometer"
 #: bytes of pixels that a TIFF with 32-bit places holds
@@ -36,7 +37,7 @@ def write_ome_zarr(export: Export, path: Path) -> None:
         chunk_key_encoding={"name": "v2", "separator": "/"},
     )  # fmt: skip
     channels: list[dict[str, Any]] = []
-    for label, data in zip(export.labels, export.by_channels()):
+    for label, data in zip(export.channels, export.by_channels()):
         array[len(channels)] = data
         channels.append(_channel(label, data, active=not channels))
     transforms: list[dict[str, Any]] = [
@@ -61,7 +62,8 @@ def write_ome_tiff(export: Export, path: Path) -> None:
     n, size = shape[0], 4 * int(np.prod(shape))
     metadata = {
         "axes": "CYX",
-        "Channel": {"Name": export.labels},
+        "Channel": {"Name": export.channels},
+        "Description": RESEARCH_USE,
         "PhysicalSizeY": scale[0], "PhysicalSizeYUnit": "µm", "PhysicalSizeX": scale[1], "PhysicalSizeXUnit": "µm",
         "Plane": {
             "PositionY": [translation[0]] * n, "PositionYUnit": ["µm"] * n,
@@ -82,12 +84,12 @@ def write_figure(export: Export, path: Path) -> None:
 
 
 def _place(export: Export) -> tuple[tuple[int, int, int], tuple[float, float], tuple[float, float]]:
-    """Return the maps' shape ``(g + s, h, w)``, their pixel in µm and the centre of the first one in µm, (y, x)."""
+    """Return the maps' shape ``(c, h, w)``, their pixel in µm and the centre of the first one in µm, (y, x)."""
     tiles = export.prediction.tiles
     raster = tiles.raster(np.zeros(len(tiles), np.float32))
     scale, translation = raster.place_um(tiles.slide_mpp)
     h, w = raster.data.shape
-    return (len(export.labels), h, w), scale, translation
+    return (len(export.channels), h, w), scale, translation
 
 
 def _channel(label: str, data: npt.NDArray[np.float32], *, active: bool) -> dict[str, Any]:

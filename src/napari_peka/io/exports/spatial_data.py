@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from napari_peka.core.errors import SettingError
-from napari_peka.io.exports.base import ANNOTATION, ARRAY, ROWS, Export, even
+from napari_peka.io.exports.base import ANNOTATION, ARRAY, LOWER, ROWS, UPPER, Export, even
 
 #: names of the elements
 TILES, TABLE, REGIONS, OVERVIEW = "tiles", "expression", "annotations", "overview"
@@ -23,7 +23,8 @@ def write_spatialdata(export: Export, path: Path) -> None:
     """Write a SpatialData zarr.
 
     Shapes ``tiles`` are squares in level-0 pixels; the table ``expression`` annotates them by ``region`` and
-    ``tile_id``. The coordinate system ``global`` is level-0 pixels (the first one covers 0 to 1), ``um`` is µm.
+    ``tile_id``, its layers ``lower`` and ``upper`` are ends of intervals. The coordinate system ``global`` is level-0
+    pixels (the first one covers 0 to 1), ``um`` is µm.
     """
     try:
         import geopandas
@@ -71,7 +72,7 @@ def write_spatialdata(export: Export, path: Path) -> None:
 
 
 def _write_x(export: Export, path: Path) -> None:
-    """Write the values into the table, in the format of zarr that it has."""
+    """Write the values, and the ends of their intervals, into the table, in the format of zarr that it has."""
     import zarr
     from zarr.codecs import BloscCodec
 
@@ -81,10 +82,15 @@ def _write_x(export: Export, path: Path) -> None:
         del table["X"]
     # predicted values become a seventh smaller, in no more time than writing them as they are
     lz4 = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
-    x = table.create_array(
-        "X", shape=shape, chunks=(max(1, min(ROWS, shape[0])), even(shape[1], _GENES)), dtype="float32",
-        compressors=lz4 if table.metadata.zarr_format == 3 else "auto", fill_value=0,
-    )  # fmt: skip
-    x.attrs.update(ARRAY)
+    made = []
+    for name in ["X"] if export.level is None else ["X", f"layers/{LOWER}", f"layers/{UPPER}"]:
+        x = table.create_array(
+            name, shape=shape, chunks=(max(1, min(ROWS, shape[0])), even(shape[1], _GENES)), dtype="float32",
+            compressors=lz4 if table.metadata.zarr_format == 3 else "auto", fill_value=0,
+        )  # fmt: skip
+        x.attrs.update(ARRAY)
+        made.append(x)
     for rows, values in export.by_tiles():
-        x[rows] = values
+        ends = () if export.level is None else export.ends(values, rows)
+        for x, matrix in zip(made, (values, *ends)):
+            x[rows] = matrix

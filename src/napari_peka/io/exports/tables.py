@@ -6,57 +6,69 @@ import csv
 import gzip
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
-from napari_peka.io.exports.base import ANNOTATION, ARRAY, ROWS, Export, even
+from napari_peka.io.exports.base import ANNOTATION, ARRAY, LOWER, ROWS, UPPER, Export, even
+from napari_peka.io.prediction import OOD, SPREAD
 
 #: genes of a chunk of ``X``, at most: with `ROWS` tiles it is 1 MB, so that a gene of a file of 7 GB is 0.2 GB to read
 _GENES = 512
 #: digits become a tenth smaller at the highest level, in twenty times the time
 _GZIP_LEVEL = 1
+#: byte at which a chunk lies, by its first tile and its first gene
+Places = dict[int, dict[int, int]]
 
 
 def write_h5ad(export: Export, path: Path) -> None:
     """Write an AnnData: ``X`` in the stated unit, ``obsm["spatial"]`` (x, y), ``uns["spatial"]`` as scanpy has it.
 
-    ``X`` is not compressed: the digits of predicted values hardly repeat, so that gzip would take off a fifth at the
-    best, and ten times as long as the disk.
+    Ends of intervals are the layers ``lower`` and ``upper``. Values are not compressed: the digits of predicted ones
+    hardly repeat, so that gzip would take off a fifth at the best, and ten times as long as the disk.
     """
     adata = export.anndata()
     adata.strings_to_categoricals()
     adata.write_h5ad(path)
-    width, places = _make_x(path, len(export.prediction.tiles), len(export.genes))
-    chunk = np.zeros((ROWS, width), "<f4")
+    names = ["X"] if export.level is None else ["X", f"layers/{LOWER}", f"layers/{UPPER}"]
+    made = [_make(path, name, len(export.prediction.tiles), len(export.genes)) for name in names]
     # HDF5 says where its chunks lie, and is not asked to write them: when the disk is full it cannot close the file,
     # holds the space, and takes the process down at its end
     with path.open("rb+") as file:
         for rows, values in export.by_tiles():
-            for i in range(0, len(values), ROWS):
-                for first, place in places.get(rows.start + i, {}).items():
-                    part = values[i : i + ROWS, first : first + width]
-                    chunk[: len(part), : part.shape[1]] = part
-                    file.seek(place)
-                    file.write(chunk[: len(part)].data)
+            ends = () if export.level is None else export.ends(values, rows)
+            for matrix, (width, places) in zip((values, *ends), made):
+                _put(file, rows.start, matrix, width, places)
 
 
-def _make_x(path: Path, n: int, g: int) -> tuple[int, dict[int, dict[int, int]]]:
-    """Make an ``X`` without values; return how many genes a chunk has, and its place by its first tile and gene."""
+def _put(file: BinaryIO, start: int, values: npt.NDArray[np.float32], width: int, places: Places) -> None:
+    """Write the values of tiles from `start` on at the places of their chunks."""
+    chunk = np.zeros((ROWS, width), "<f4")
+    for i in range(0, len(values), ROWS):
+        for first, place in places.get(start + i, {}).items():
+            part = values[i : i + ROWS, first : first + width]
+            chunk[: len(part), : part.shape[1]] = part
+            file.seek(place)
+            file.write(chunk[: len(part)].data)
+
+
+def _make(path: Path, name: str, n: int, g: int) -> tuple[int, Places]:
+    """Make a matrix without values; return how many genes a chunk has, and its place by its first tile and gene."""
     import h5py
 
     made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     made.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     made.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     width = even(g, _GENES)
-    places: dict[int, dict[int, int]] = {}
+    places: Places = {}
 
     def found(chunk: Any) -> None:
         tile, gene = chunk.chunk_offset
         places.setdefault(tile, {})[gene] = chunk.byte_offset
 
     with h5py.File(path, "r+") as file:
-        x = file.create_dataset("X", (n, g), "<f4", chunks=(min(ROWS, n), width) if n and g else None, dcpl=made)
+        x = file.create_dataset(name, (n, g), "<f4", chunks=(min(ROWS, n), width) if n and g else None, dcpl=made)
         x.attrs.update(ARRAY)
         if x.chunks:
             x.id.chunk_iter(found)
@@ -64,7 +76,11 @@ def _make_x(path: Path, n: int, g: int) -> tuple[int, dict[int, dict[int, int]]]
 
 
 def write_csv(export: Export, path: Path) -> None:
-    """Write a row a tile: where it is, in level-0 pixels and µm, its region, and a column a gene and a set."""
+    """Write a row a tile: where it is, in level-0 pixels and µm, its region, and a column a gene and a set.
+
+    Ends of intervals are columns beside their gene's. How unlike the training data a tile is, and how much wider its
+    intervals are, goes before the genes.
+    """
     where = _where(export)
     starts: list[str] = []
     rows_of_text = csv.writer(SimpleNamespace(write=starts.append), lineterminator="")
@@ -73,8 +89,8 @@ def write_csv(export: Export, path: Path) -> None:
     numbers = ",".join(["%.6g"] * len(export.labels))
     zipped = path.name.endswith(".gz")
     with gzip.open(path, "wt", _GZIP_LEVEL, "utf-8") if zipped else path.open("w", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerow([*where, *export.genes, *export.score_columns])
-        for rows, values in export.by_tiles(scores=True):
+        csv.writer(file, lineterminator="\n").writerow([*where, *export.columns])
+        for rows, values in export.by_tiles(beside=True):
             for start, row in zip(starts[rows], values):
                 text = numbers % tuple(row.tolist())
                 file.write(f"{start},{text.replace('nan', '')}\n")
@@ -89,6 +105,9 @@ def _where(export: Export) -> dict[str, list[str]]:
     if tiles.grid_yx is not None:
         columns |= {name: list(map(str, of.tolist())) for name, of in zip(("row", "col"), tiles.grid_yx.T)}
     columns["read_ok"] = list(map(str, export.prediction.read_ok.tolist()))
+    for name in (OOD, SPREAD):
+        if (values := getattr(export.prediction, name)) is not None:
+            columns[name] = [f"{v:.6g}".replace("nan", "") for v in values.tolist()]
     if export.regions:
         columns[ANNOTATION] = [name or "" for name in export.annotation]
     return columns
