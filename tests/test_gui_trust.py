@@ -149,6 +149,13 @@ class TestGenes:
         assert dock.list.all_genes.isChecked()
         assert "⚠ This gene was not shown to be predicted" in dock.about.text()
 
+    def test_one_that_is_on_the_map_is_listed(self, viewer, prediction, qtbot):
+        show_map(viewer, prediction, "COLOUR")
+        dock = ExploreWidget(viewer)
+        qtbot.addWidget(dock)
+        dock.show()
+        assert dock.gene() == "COLOUR"
+
     def test_nothing_is_held_back_where_nobody_measured(self, viewer, qtbot, heat):
         viewer.layers.clear()
         old = made(ood=None, spread=None, intervals=None)

@@ -196,7 +196,9 @@ class ExploreWidget(Dock):
         if map_layers.set_of(layer) is not None:
             self._describe_set(layer)
         else:
-            self._select(layers.gene_of(layer) or prediction.genes[0])
+            if (gene := layers.gene_of(layer)) is not None:
+                self.list.reveal(gene)  # it is on the map: somebody asked for it
+            self._select(gene or map_layers.best_gene(prediction))
 
     def _ask_numbers(self) -> None:
         """Have the map's numbers taken, where some are shown; again after a while if the map still grows."""
