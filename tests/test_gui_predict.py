@@ -133,7 +133,7 @@ def explore_story(viewer, explore, heat, qtbot) -> None:
     qtbot.keyClick(explore.table, Qt.Key.Key_Down)
     wait_for(qtbot, lambda: layers.gene_of(heat) == "KRT8")
     assert heat.name == "KRT8 (log1p CP10K)"
-    assert "held-out PCC 0.35 (fair)" in explore.about.text()
+    assert "Held-out PCC 0.35 (none: random weights), fair." in explore.about.text()
     heat.contrast_limits = (0.5, 1.25)
     assert "colours from 0.5 to 1.25" in explore.about.text()
 

@@ -26,6 +26,12 @@ LEVEL = 0.9
 PROBABILITIES = (0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)
 #: percentile from which on a tile counts as unlike the training data: one in a hundred of theirs lies beyond it
 OUTSIDE = 99.0
+#: opacity of a tile that says nothing: to be seen that it is there, no more
+FAINT = 0.15
+#: a tile fades from the first of these percentiles to the second
+_UNLIKE = (95.0, OUTSIDE)
+#: and from the first of these widths of its interval to the second, in ranges of the gene's values on the map
+_WIDE = (1.0, 3.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,3 +161,31 @@ class Likeness:
         spots: the same for all genes.
         """
         return np.asarray(np.sqrt(1 + np.square(np.asarray(distance, np.float64)) / max(self.rows, 1)), np.float32)
+
+
+def opacity(ood: FloatArray | None, width: FloatArray | None, reach: float) -> Float32 | None:
+    """Return how much of a tile's colour is to be seen, :data:`FAINT` to 1; None where nothing is known of its doubt.
+
+    The lesser of two counts. By likeness: 1 up to the 95th percentile, `FAINT` from the 99th on, where a tile counts as
+    unlike the training data. By the 90 % interval: 1 while it is no wider than the range of the gene's values on the
+    map, `FAINT` where it is three times as wide; the colour may then be any. A part that is not known, or a tile of
+    which it is not (NaN), does not fade.
+
+    Parameters
+    ----------
+    ood
+        How unlike the training data the tiles are, a percentile, ``(n,)``; or None.
+    width
+        Of the tiles' intervals, ``(n,)``; or None.
+    reach
+        The range of the gene's values on the map, in the unit of `width`.
+    """
+    shares = []
+    if ood is not None:
+        shares.append(np.interp(ood, _UNLIKE, (1, FAINT)))
+    if width is not None and reach > 0:
+        shares.append(np.interp(np.asarray(width) / reach, _WIDE, (1, FAINT)))
+    if not shares:
+        return None
+    least = np.fmin.reduce(shares)  # NaN only where nothing is known
+    return np.asarray(np.nan_to_num(least, nan=1.0), np.float32)

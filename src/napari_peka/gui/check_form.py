@@ -151,7 +151,7 @@ class CheckForm(QObject):
         words = Text()
         words.setText(OUTLINES)
         self.meaning.addWidget(words)
-        column = scrolled(dock)
+        column = scrolled(dock, notice(HELP))
         column.addLayout(top)
         for widget in (self.about, self.loud, self.error):
             column.addWidget(widget)
@@ -168,7 +168,6 @@ class CheckForm(QObject):
             self.holds,
             self.panel,
             self.open_report,
-            notice(HELP),
         ):
             column.addWidget(widget)
         self.fail("")

@@ -127,8 +127,8 @@ class _Scroll(QScrollArea):
         return bool(super().eventFilter(watched, event))
 
 
-def scrolled(dock: QWidget) -> QVBoxLayout:
-    """Return the column for a dock's content, which scrolls where the window is too low for it."""
+def scrolled(dock: QWidget, below: QWidget) -> QVBoxLayout:
+    """Return the column for a dock's content, which scrolls where the window is too low; what is below it does not."""
     content, area = QWidget(), _Scroll()
     area.setWidgetResizable(True)
     area.setFrameShape(QFrame.Shape.NoFrame)
@@ -137,6 +137,8 @@ def scrolled(dock: QWidget) -> QVBoxLayout:
     whole = QVBoxLayout(dock)
     whole.setContentsMargins(0, 0, 0, 0)
     whole.addWidget(area)
+    below.setContentsMargins(9, 2, 9, 4)  # as the column's own
+    whole.addWidget(below)
     return QVBoxLayout(content)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from napari_peka.core.errors import SettingError
-from napari_peka.gui import layers, map_layers
+from napari_peka.gui import doubt_view, layers, map_layers
 
 
 def show_blend(viewer: Any, layer: Any, genes: Sequence[str], palette: str) -> str:
@@ -45,6 +45,7 @@ def show_blend(viewer: Any, layer: Any, genes: Sequence[str], palette: str) -> s
         viewer.layers.remove(old)
     layer.visible = False
     viewer.add_image(data, **settings)
+    doubt_view.hatch_above(viewer, layer)
     viewer.layers.selection.active = layer
     return f"{settings['name']}: pick a gene to see a single map again"
 

@@ -11,12 +11,13 @@ from qtpy.QtCore import QSignalBlocker, Qt, QTimer
 from qtpy.QtWidgets import QCheckBox, QFileDialog, QFormLayout, QPushButton, QSlider
 
 from napari_peka.core.errors import PekaError
-from napari_peka.gui import layers, map_layers, region_layers
+from napari_peka.gui import doubt_layers, doubt_view, layers, map_layers, region_layers
 from napari_peka.gui.aside import Aside
 from napari_peka.gui.choosers import LayerChooser, Text, fold, notice, scrolled, with_button
 from napari_peka.gui.compare_panel import ComparePanel
 from napari_peka.gui.compare_view import show_beside, show_blend, show_single
 from napari_peka.gui.dock import Dock
+from napari_peka.gui.doubt_layers import Doubts
 from napari_peka.gui.export_panel import ExportPanel
 from napari_peka.gui.gene_panel import GenePanel
 from napari_peka.gui.here import Here
@@ -27,8 +28,10 @@ from napari_peka.gui.region_panel import RegionPanel
 from napari_peka.gui.run_panel import sentence
 from napari_peka.gui.session import session_of
 from napari_peka.gui.set_panel import SetPanel
-from napari_peka.io.figure import set_trust_text, trust_text
+from napari_peka.gui.trust_panel import TrustPanel
+from napari_peka.io.figure import set_trust_text
 from napari_peka.io.statistics import gene_table
+from napari_peka.io.trust import legend, ood_sentence
 
 #: ms to wait for the next key before a gene is computed: held arrow keys move the row, not the map
 SETTLE_MS = 60
@@ -65,6 +68,11 @@ class ExploreWidget(Dock):
         self._again.setSingleShot(True)
         self._again.setInterval(AGAIN_MS)
         self._again.timeout.connect(self._ask_numbers)
+        # later, not at once: a layer that is added while another one comes or goes would confuse the list of layers
+        self._doubt = QTimer(self)
+        self._doubt.setSingleShot(True)
+        self._doubt.setInterval(0)
+        self._doubt.timeout.connect(self._show_doubt)
         self._build()
         self._map_changed()
 
@@ -87,6 +95,7 @@ class ExploreWidget(Dock):
         self.opacity.setToolTip("Opacity of the map, 0 to 100 %")
         self.bar = QCheckBox("colour bar")
         self.bar.setToolTip("On the canvas: colours with their values, gene and unit")
+        self.doubts = TrustPanel()
         self.unreadable = QCheckBox()
         self.unreadable.setToolTip("Where the slide could not be decoded: no value there, not even a wrong one")
         self.look = LookPanel()
@@ -103,6 +112,7 @@ class ExploreWidget(Dock):
         self.opacity.valueChanged.connect(self._set_opacity)
         self.bar.toggled.connect(self._set_bar)
         self.unreadable.toggled.connect(self._set_unreadable)
+        self.doubts.changed.connect(self._set_doubts)
         self.look.changed.connect(self._set_look)
         self.compare.wished.connect(self._name_picked)
         self.compare.blend_asked.connect(self._blend)
@@ -119,11 +129,12 @@ class ExploreWidget(Dock):
         low.addRow("Opacity", self.opacity)
         low.addRow("", self.bar)
         low.addRow("", self.unreadable)
-        column = scrolled(self)
+        column = scrolled(self, notice("workbench/#explore-expression"))
         column.addWidget(self.list, 1)
         column.addWidget(self.about)
         column.addWidget(self.here)
         column.addWidget(self.error)
+        column.addWidget(self.doubts)
         column.addLayout(low)
         self.look_fold = fold("Colours and scale", self.look)
         self.compare_fold = fold("Compare genes", self.compare)
@@ -132,7 +143,6 @@ class ExploreWidget(Dock):
         self.fold = fold("Export", self.exports)
         for each in (self.look_fold, self.compare_fold, self.set_fold, self.region_fold, self.fold):
             column.addWidget(each)
-        column.addWidget(notice("workbench/#explore-expression"))
 
     # -- which map -----------------------------------------------------------------------------------------------
 
@@ -158,8 +168,10 @@ class ExploreWidget(Dock):
         self.unreadable.setText(f"show {bad} unreadable tiles")
         with QSignalBlocker(self.unreadable):
             self.unreadable.setChecked(any(map_layers.shows_unreadable(x, prediction) for x in self.viewer.layers))
+        self._doubt.start()
         if prediction is None:
             self._head = self._told = None
+            self.doubts.show_doubts(Doubts(), None)
             self.regions.show_gene(None, None)
             self.sets.of(None)
             self._numbers.forget()
@@ -175,7 +187,8 @@ class ExploreWidget(Dock):
             self._ask_numbers()
         layer.events.contrast_limits.connect(self._colours_changed)  # a second connection is the first one
         with QSignalBlocker(self.opacity):
-            self.opacity.setValue(round(layer.opacity * 100))
+            self.opacity.setValue(round(doubt_layers.opacity_of(layer) * 100))
+        self.doubts.show_doubts(doubt_layers.doubts_of(layer), prediction)
         self.look.show_look(map_layers.look_of(layer), prediction.unit)
         self.here.follow(layer)
         map_layers.show_colour_bar(layer)
@@ -183,7 +196,9 @@ class ExploreWidget(Dock):
         if map_layers.set_of(layer) is not None:
             self._describe_set(layer)
         else:
-            self._select(layers.gene_of(layer) or prediction.genes[0])
+            if (gene := layers.gene_of(layer)) is not None:
+                self.list.reveal(gene)  # it is on the map: somebody asked for it
+            self._select(gene or map_layers.best_gene(prediction))
 
     def _ask_numbers(self) -> None:
         """Have the map's numbers taken, where some are shown; again after a while if the map still grows."""
@@ -233,7 +248,7 @@ class ExploreWidget(Dock):
         self._fail(None)
         try:
             if self._head is not None:
-                self._head.index(gene)
+                self.list.reveal(gene)
                 self.search.clear()
                 self._select(gene)
                 self._show_gene()
@@ -275,20 +290,19 @@ class ExploreWidget(Dock):
         head = self._head
         self.regions.show_gene(self._told, head.genes[row])
         gene_id = f" · {head.gene_ids[row]}" if head.gene_ids and head.gene_ids[row] else ""
-        low, high = map_layers.colours_of(self.map.layer())
-        unit, trust = layers.unit_of(self.map.layer()), trust_text(self.genes.pcc(row))
+        layer = self.map.layer()
+        low, high = map_layers.colours_of(layer)
+        same = not map_layers.look_of(layer).shows_linear(head.unit)
+        told = legend(self._told, head.genes[row], reach=high - low if same else None, hatched=self._hatched(layer))
+        mark = "⚠ " if self.genes.not_shown(row) else ""
         below = "; below 0 is none at all: the model's numbers go on where counts end" if low < 0 else ""
         self.about.setText(
-            f"<b>{head.genes[row]}</b>{gene_id}<br>{unit}, predicted; {trust}<br>"
-            f"{self._split()}"
-            f"colours from {low:.3g} to {high:.3g}{below}"
+            f"<b>{head.genes[row]}</b>{gene_id}<br>{layers.unit_of(layer)}, predicted; "
+            f"colours from {low:.3g} to {high:.3g}{below}<br>{mark}{'<br>'.join(told)}"
         )
 
-    def _split(self) -> str:
-        """Return on what the trust was measured: good on one tissue says little of another."""
-        prediction = layers.prediction_of(self.map.layer())
-        split = prediction.pcc_split if prediction is not None else ""
-        return f"PCC: {split}<br>" if split else ""
+    def _hatched(self, layer: Any) -> bool:
+        return doubt_layers.HATCHED in doubt_layers.wanted(layer)
 
     def _fail(self, error: BaseException | None) -> None:
         self.error.setText("" if error is None else sentence(error))
@@ -317,7 +331,7 @@ class ExploreWidget(Dock):
         self.list.point_at_none()
         self.about.setText(
             f"<b>{score['name']}</b><br>mean of the genes' values, each standardised over this map; "
-            f"{set_trust_text(prediction, score['genes'])}"
+            f"{set_trust_text(prediction, score['genes'])}<br>{ood_sentence(prediction, self._hatched(layer))}"
         )
         self.here.read()
 
@@ -336,7 +350,27 @@ class ExploreWidget(Dock):
 
     def _set_opacity(self, percent: int) -> None:
         if (layer := self.map.layer()) is not None:
-            layer.opacity = percent / 100
+            doubt_layers.set_opacity(layer, percent / 100)
+
+    def _set_doubts(self, doubts: Doubts) -> None:
+        if (layer := self.map.layer()) is not None:
+            doubt_view.show_doubts(self.viewer, layer, doubts)
+            self._doubts_changed(layer)
+
+    def _show_doubt(self) -> None:
+        """Show the doubt of the map that is looked at, and take away that of maps that are gone."""
+        for old in doubt_view.left_alone(self.viewer):
+            self.viewer.layers.remove(old)
+        if (layer := self.map.layer()) is not None:
+            doubt_view.show_doubts(self.viewer, layer)
+
+    def _doubts_changed(self, layer: Any) -> None:
+        """Say again what is to be seen."""
+        self.doubts.show_doubts(doubt_layers.doubts_of(layer), layers.prediction_of(layer))
+        if map_layers.set_of(layer) is not None:
+            self._describe_set(layer)
+        else:
+            self._colours_changed()
 
     def _set_look(self, look: Look) -> None:
         if (layer := self.map.layer()) is not None:
@@ -366,15 +400,18 @@ class ExploreWidget(Dock):
         self.compare.said.setText(said)
 
     def _layer_removed(self, event: Any) -> None:
-        """Show the map again where the blend that hid it was taken away."""
+        """Show the map again where the blend that hid it, or its doubt, was taken away."""
         layer = self.map.layer() if isalive(self) else None
         prediction = layers.prediction_of(layer)
+        if layer is not None and doubt_view.taken_away(layer, event.value):
+            self._doubts_changed(layer)
         if layer is not None and prediction is not None and map_layers.is_blend_of(event.value, prediction):
             layer.visible = True
 
     def _set_bar(self, on: bool) -> None:
         if (layer := self.map.layer()) is not None:
-            layer.colorbar.visible = layer.name_overlay.visible = on
+            for shown in (layer, doubt_layers.own_layers(layer).get(doubt_layers.NUMBER, layer)):
+                shown.colorbar.visible = shown.name_overlay.visible = on
 
     def _set_unreadable(self, on: bool) -> None:
         prediction = layers.prediction_of(self.map.layer())

@@ -11,11 +11,13 @@ from qtpy.QtCore import QAbstractTableModel, QModelIndex, Qt
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableView
 
 from napari_peka.core.aliases import names_of
-from napari_peka.io.figure import trust_text
+from napari_peka.io import trust
 
 GENE, VALUE, TRUST = range(3)
 #: letters from which on the beginning of another name (Ki-67) is enough
 _BEGUN = 3
+#: what :meth:`Genes._far` is below where a gene is called exactly so
+_NAMED_SO = 2
 #: px; seven rows, also where another dock takes the height
 TABLE_HEIGHT = 180
 
@@ -57,8 +59,10 @@ MEASURES = {
 DIFFERENCE = "difference of regions"
 _TIPS = {
     GENE: "Gene symbol; Ensembl ids can be searched too",
-    TRUST: "The held-out correlation in words: good from 0.5, fair from 0.3, weak from 0.15",
+    TRUST: "The held-out correlation in words: good from 0.5, fair from 0.3, weak from 0.15. Unproven: it lies "
+    "no higher than what colour, position or chance reach",
 }
+UNPROVEN = "unproven"
 
 
 class Genes:
@@ -80,18 +84,25 @@ class Genes:
         self.sets: dict[str, npt.NDArray[np.intp]] = {}
         pcc = np.full(n, np.nan) if head is None or head.pcc is None else np.asarray(head.pcc, float)
         self.numbers["pcc"] = pcc
+        #: genes that the model was shown to predict
+        self.shown = np.asarray(getattr(head, "predictable", np.ones(n, bool)), bool)
         self.rows: npt.NDArray[np.intp] = np.arange(n)
 
-    def arrange(self, text: str, column: str | None, descending: bool, least: float = -np.inf) -> None:
+    def arrange(
+        self, text: str, column: str | None, descending: bool, least: float = -np.inf, all_: bool = False
+    ) -> None:
         """Keep the genes that match a text and order them by a number, or by name where `column` is None.
 
-        With `least` only genes of at least that held-out correlation are kept. The gene that is called exactly so comes
-        first, then those that begin so.
+        With `least` only genes of at least that held-out correlation are kept. Genes that the model was not shown to
+        predict are kept with `all_` only, and come last. The gene that is called exactly so comes first, then those
+        that begin so.
 
         A symbol matches that contains the text, an Ensembl id or another name (HER2, Ki-67) that begins with it; any
         case. The name of a set of genes keeps its genes. What has no number comes last either way.
         """
         kept, wanted = self.matching(text), text.strip().casefold()
+        if not all_:
+            kept = kept[self.shown[kept]]
         if np.isfinite(least):
             kept = kept[self.numbers["pcc"][kept] >= least]  # not measured is not enough
         if column is None:
@@ -99,8 +110,11 @@ class Genes:
         else:
             values = self.number(column)[kept]
             kept = kept[np.argsort(-values if descending else values, kind="stable")]  # NaN comes last
+        far = np.zeros(len(kept), int)
         if wanted and wanted not in self.sets:
-            kept = kept[np.argsort([self._far(i, wanted) for i in kept.tolist()], kind="stable")]
+            far = np.array([self._far(i, wanted) for i in kept.tolist()], int)
+        named = far < _NAMED_SO if wanted and wanted not in self.sets else np.zeros(len(kept), bool)
+        kept = kept[np.lexsort((far, ~self.shown[kept] & ~named))]
         self.rows = kept.astype(np.intp)
 
     def matching(self, text: str) -> npt.NDArray[np.intp]:
@@ -137,7 +151,7 @@ class GeneModel(QAbstractTableModel):
         super().__init__()
         self._genes = Genes()
         self._measure = MEASURES[PCC]
-        self._text, self._least = "", -np.inf
+        self._text, self._least, self._all = "", -np.inf, False
         self._column, self._order = VALUE, Qt.SortOrder.DescendingOrder
 
     def show(self, head: Any) -> None:
@@ -172,6 +186,20 @@ class GeneModel(QAbstractTableModel):
         """Keep the genes of at least this held-out correlation; minus infinity: all."""
         self._least = least
         self._arrange()
+
+    def list_all(self, on: bool) -> None:
+        """Keep the genes that the model was not shown to predict, too."""
+        self._all = on
+        self._arrange()
+
+    @property
+    def n_not_shown(self) -> int:
+        """Number of genes that the model was not shown to predict."""
+        return int((~self._genes.shown).sum())
+
+    def not_shown(self, gene: int) -> bool:
+        """Whether the model was not shown to predict a gene."""
+        return not self._genes.shown[gene]
 
     def sort(self, column: int, order: Qt.SortOrder = Qt.SortOrder.AscendingOrder) -> None:
         """Order the genes by a column."""
@@ -232,19 +260,22 @@ class GeneModel(QAbstractTableModel):
             if column == VALUE:
                 value = self._genes.number(self._measure.column)[gene]
                 return self._measure.text.format(value) if np.isfinite(value) else "–"
-            return head.genes[gene] if column == GENE else trust_word(self.pcc(gene))
+            return head.genes[gene] if column == GENE else self._trust(gene)
         if role == Qt.ItemDataRole.ToolTipRole:
             names = [head.gene_ids[gene] if head.gene_ids else "", *names_of(head.genes[gene])]
             also = f" ({', '.join(filter(None, names))})" if any(names) else ""
-            return f"{head.genes[gene]}{also}: {trust_text(self.pcc(gene))}"
+            return f"{head.genes[gene]}{also}: {_told(head, head.genes[gene])}"
         if role == Qt.ItemDataRole.TextAlignmentRole and column == VALUE:
             return int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
         return None
 
+    def _trust(self, gene: int) -> str:
+        return UNPROVEN if self.not_shown(gene) else trust_word(self.pcc(gene))
+
     def _arrange(self) -> None:
         column = {GENE: None, VALUE: self._measure.column, TRUST: "pcc"}[self._column]
         self.beginResetModel()
-        self._genes.arrange(self._text, column, self._order == Qt.SortOrder.DescendingOrder, self._least)
+        self._genes.arrange(self._text, column, self._order == Qt.SortOrder.DescendingOrder, self._least, self._all)
         self.endResetModel()
 
 
@@ -256,8 +287,13 @@ def known_rows(head: Any, genes: list[str]) -> npt.NDArray[np.intp]:
 
 def trust_word(pcc: float | None) -> str:
     """Return a held-out correlation as a word."""
-    text = trust_text(pcc)
-    return text[text.index("(") + 1 : -1] if text.endswith(")") else "not measured"
+    return "not measured" if pcc is None or not np.isfinite(pcc) else trust.trust_word(pcc)
+
+
+def _told(head: Any, gene: str) -> str:
+    """Return how far to believe a gene; of one that was not shown to be predicted, why."""
+    why = trust.why_not_shown(head, gene)
+    return f"{trust.NOT_SHOWN}: {why}" if why else trust.gene_trust(head, gene)
 
 
 def gene_view(model: GeneModel) -> QTableView:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from qtpy.QtCore import QModelIndex, QSignalBlocker, Qt, Signal
-from qtpy.QtWidgets import QComboBox, QFormLayout, QLineEdit, QTableView, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QCheckBox, QComboBox, QFormLayout, QLineEdit, QTableView, QVBoxLayout, QWidget
 
 from napari_peka.core.aliases import symbol_of
 from napari_peka.core.errors import PekaError
 from napari_peka.gui.choosers import Text, slim
 from napari_peka.gui.gene_model import DIFFERENCE, GENE, MEASURES, PCC, VALUE, GeneModel, gene_view
 from napari_peka.gui.run_panel import sentence
+from napari_peka.io.trust import why_not_shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +25,7 @@ _ID = re.compile(r"ENS[A-Z]*\d+(\.\d+)?", re.IGNORECASE)
 #: genes that are named when the filter hides all hits
 _NAMED = 3
 WEAK = "weak or better"
+ALL_GENES = "also genes it cannot predict"
 #: least held-out correlation of the genes that are listed
 LEAST_TRUST = {"any": -np.inf, WEAK: 0.15, "fair or better": 0.3, "good": 0.5}
 
@@ -64,11 +66,18 @@ class GenePanel(QWidget):
         for text, least in LEAST_TRUST.items():
             self.trust.addItem(text, least)
         self.trust.setToolTip("Genes with less than this held-out correlation are not listed")
+        self.all_genes = QCheckBox()
+        self.all_genes.setToolTip(
+            "Genes that the model was not shown to predict, for their held-out PCC lies no higher than what colour, "
+            "position or chance reach; they come last"
+        )
+        self.all_genes.hide()
         self.genes = GeneModel()
         self.table = gene_view(self.genes)
         self.form = QFormLayout()
         self.form.addRow("Order by", self.order)
         self.form.addRow("Trust", self.trust)
+        self.form.addRow(self.all_genes)
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.addLayout(self.form)
@@ -77,6 +86,7 @@ class GenePanel(QWidget):
         column.addWidget(self.table, 1)
         self.order.currentTextChanged.connect(self._order_changed)
         self.trust.currentIndexChanged.connect(self._trust_changed)
+        self.all_genes.toggled.connect(self._all_changed)
         self.search.textChanged.connect(self._search)
         self.search.returnPressed.connect(self._first)
         self.table.selectionModel().currentRowChanged.connect(self.picked)
@@ -98,6 +108,14 @@ class GenePanel(QWidget):
         """List the genes of a head; None: there is none."""
         self._head = head
         self.genes.show(head)
+        n = self.genes.n_not_shown
+        self.all_genes.setText(f"{ALL_GENES} ({n:,})")
+        self.all_genes.setVisible(n > 0)
+
+    def reveal(self, gene: str) -> None:
+        """List a gene that somebody asks for by name, also where the model was not shown to predict it."""
+        if self._head is not None and self.genes.not_shown(self._head.index(gene)):
+            self.all_genes.setChecked(True)
 
     def keep(self, gene: str | None) -> None:
         """Say which gene the map shows: it stays picked, wherever its row goes."""
@@ -145,6 +163,11 @@ class GenePanel(QWidget):
             self.genes.trust(self.trust.currentData())
         self._say_why()
 
+    def _all_changed(self, on: bool) -> None:
+        with self._keeping():
+            self.genes.list_all(on)
+        self._say_why()
+
     @contextmanager
     def _keeping(self) -> Iterator[None]:
         """Keep the gene that is picked, wherever its row goes: its map does not change."""
@@ -171,13 +194,31 @@ class GenePanel(QWidget):
             meant = symbol_of(text)
             if meant is not None and self._head.find(meant) is None:
                 why = f"{text} is {meant}, which this model does not predict"
+            elif (named := self._head.find(text)) is not None and self._kept_back(named):
+                why = self._why_kept_back(named)
             elif not self.genes.rowCount():
                 why = self._why(text)
         self.said.setText(why)
         self.said.setVisible(bool(why))
 
+    def _kept_back(self, gene: int) -> bool:
+        return self.genes.not_shown(gene) and not self.all_genes.isChecked()
+
+    def _why_kept_back(self, gene: int) -> str:
+        name = self._head.genes[gene]
+        return (
+            f"{name} is not listed, for the model was not shown to predict it: {why_not_shown(self._head, name)}. Tick "
+            f"“{ALL_GENES}” to see it all the same"
+        )
+
     def _why(self, text: str) -> str:
         hidden = self.genes.hidden()
+        back = [g for g in hidden if self._kept_back(self._head.index(g))]
+        if len(back) == 1:
+            return self._why_kept_back(self._head.index(back[0]))
+        if back:
+            names = ", ".join(back[:_NAMED]) + "…" * (len(back) > _NAMED)
+            return f"not shown to be predicted: {names}; tick “{ALL_GENES}” to see them all the same"
         if hidden:
             names = ", ".join(hidden[:_NAMED]) + "…" * (len(hidden) > _NAMED)
             return f"not “{self.trust.currentText()}”: {names}; choose “any” at Trust to see that all the same"

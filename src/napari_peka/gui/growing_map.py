@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_peka.gui import layers, map_layers
+from napari_peka.gui import doubt_layers, doubt_view, layers, map_layers
 from napari_peka.gui.partial import say_partial
 
 #: seconds between two paintings of what is new, after the first: without a GPU a painting takes as long as some tiles
@@ -80,6 +80,7 @@ class GrowingMap:
 
     def _fill(self) -> None:
         map_layers.fill_blocks(self.layer, [self._blocks.popleft() for _ in range(len(self._blocks))])
+        doubt_view.show_doubts(self.viewer, self.layer)  # hatching comes with the first tile that needs it
 
     def _adopt(self, slide: Any) -> bool:
         """Bring the slide's layer to the resolution that is now known, and with it the region drawn on it."""
@@ -98,16 +99,18 @@ class GrowingMap:
 
 
 def show_map(viewer: Any, prediction: Any, output: Path, slide_layer: Any = None) -> Any:
-    """Show a map, in place of an older one of the same file, whose gene it keeps; returns its layer."""
-    wish = ["ERBB2"]
+    """Show a map, in place of an older one of the same file, whose gene and doubts it keeps; returns its layer."""
+    asked, doubts = None, None
     for old in [x for x in viewer.layers if layers.output_of(x) == output]:
-        wish = [layers.gene_of(old) or "", *wish]
+        asked, doubts = layers.gene_of(old) or asked, doubt_layers.doubts_of(old)
+        doubt_view.leave(viewer, old)
         viewer.layers.remove(old)
-    data, settings, _ = map_layers.heatmap_layer(prediction, map_layers.best_gene(prediction, wish))
+    data, settings, _ = map_layers.heatmap_layer(prediction, map_layers.best_gene(prediction, asked=asked))
     layer = viewer.add_image(data, **settings)
     layers.below_shapes(viewer, layer)
     layers.set_output(layer, output)
     map_layers.show_colour_bar(layer)
+    doubt_view.show_doubts(viewer, layer, doubts)
     # shapes drawn next take the scale of the selected layer: the slide's, not that of the map's coarse pixels
     if slide_layer is not None and slide_layer in viewer.layers:
         viewer.layers.selection.active = slide_layer

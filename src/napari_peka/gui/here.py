@@ -1,15 +1,17 @@
-"""What a map says under the mouse: value, where that lies among all tiles, and how far to believe it."""
+"""What a map says under the mouse: value and its interval, where it lies among all tiles, how far to believe it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from qtpy.compat import isalive
 
-from napari_peka.gui import layers
+from napari_peka.core.doubt import LEVEL, OUTSIDE
+from napari_peka.gui import layers, map_layers
 from napari_peka.gui.choosers import Text
-from napari_peka.io.figure import trust_text
+from napari_peka.io.trust import gene_trust
 
 NOWHERE = "point at the map to read it"
 
@@ -55,10 +57,34 @@ def reading(layer: Any, world: Any) -> str:
         return "no value here"
     gene, unit = layers.gene_of(layer), layers.unit_of(layer)
     rank = (np.count_nonzero(known < value) + np.count_nonzero(known <= value)) / 2 / len(known)
-    head = prediction.head
-    pcc = None if gene is None or head.pcc is None else float(head.pcc[head.index(gene)])
-    trust = "" if gene is None else f"; {trust_text(pcc)}"
-    return f"here: {value:.3g} {unit}, {ordinal(round(100 * rank))} percentile of this map{trust}"
+    tile = _tile(prediction, at)
+    between = "" if gene is None or tile is None else _interval(layer, prediction, gene, value, tile)
+    trust = "" if gene is None else f"; {gene_trust(prediction.head, gene)}"
+    unlike = tile is not None and prediction.ood is not None and prediction.ood[tile] >= OUTSIDE
+    return (
+        f"here: {value:.3g} {unit}, {ordinal(round(100 * rank))} percentile of this map{between}{trust}"
+        f"{'; unlike the training data: do not believe it' if unlike else ''}"
+    )
+
+
+def _tile(prediction: Any, at: npt.NDArray[np.int_]) -> int | None:
+    """Return the number of the tile at a map's pixel, or None."""
+    grid = prediction.tiles.grid_yx
+    hits = np.flatnonzero((grid[:, 0] == at[0] + grid[:, 0].min()) & (grid[:, 1] == at[1] + grid[:, 1].min()))
+    return int(hits[0]) if len(hits) else None
+
+
+def _interval(layer: Any, prediction: Any, gene: str, value: float, tile: int) -> str:
+    """Return the 90 % interval of the value at a tile, as the map shows values; empty where it is not known."""
+    column, look = prediction.head.index(gene), map_layers.look_of(layer)
+    intervals = prediction.intervals
+    if intervals is None or not intervals.known[column] or intervals.most < LEVEL - 1e-6:
+        return ""
+    rows = np.array([tile])
+    own = prediction.values(gene, rows) if look.shows_linear(prediction.unit) else np.array([value], np.float32)
+    spread = np.ones(1, np.float32) if prediction.spread is None else prediction.spread[rows]
+    lower, upper = (look.values(x, prediction.unit)[0] for x in intervals.around(own, spread, LEVEL, column))
+    return f"; 9 of 10 measured values between {lower:.3g} and {upper:.3g}"
 
 
 def ordinal(n: int) -> str:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from napari_peka.core.blend import PALETTES, blend
 from napari_peka.core.geometry import Block
+from napari_peka.gui import doubt_layers
 from napari_peka.gui.layers import KEY, LayerTuple, gene_of, kept, output_of, prediction_of, raster_place
 from napari_peka.gui.look import Look, colours, for_matplotlib
 from napari_peka.gui.preferences import usual_look
@@ -73,6 +74,7 @@ def update_heatmap(layer: Any, prediction: Prediction, gene: str) -> None:
     _keep(layer, prediction, name, look.unit(prediction.unit))
     layer.name = f"{name} ({look.unit(prediction.unit)})"
     fit_contrast(layer)
+    doubt_layers.refresh(layer, doubt_layers.OF_VALUES)
 
 
 def show_score(
@@ -107,6 +109,7 @@ def show_values(layer: Any, prediction: Prediction, name: str, unit: str, values
     _keep(layer, prediction, None, unit)
     layer.name = f"{name} ({unit})"
     fit_contrast(layer, anew=True)
+    doubt_layers.refresh(layer, doubt_layers.OF_VALUES)
 
 
 def fill_blocks(layer: Any, blocks: Sequence[Block]) -> None:
@@ -121,6 +124,7 @@ def fill_blocks(layer: Any, blocks: Sequence[Block]) -> None:
     layer.data[at[:, 0], at[:, 1]] = look_of(layer).values(prediction.values(gene, rows), prediction.unit)
     fit_contrast(layer)
     layer.refresh()
+    doubt_layers.refresh(layer)
 
 
 def blend_layer(prediction: Prediction, genes: Sequence[str], palette: str, look: Look) -> LayerTuple:
@@ -214,6 +218,7 @@ def set_look(layer: Any, look: Look) -> None:
         layer.name = f"{gene} ({look.unit(prediction.unit)})"
     if rescaled or look.percentiles != before.percentiles:
         fit_contrast(layer, anew=True)
+    doubt_layers.refresh(layer, (doubt_layers.FADED,))
 
 
 def fit_contrast(layer: Any, anew: bool = False) -> None:
@@ -257,21 +262,34 @@ def show_small_bar(layer: Any) -> None:
     layer.name_overlay.visible = True
 
 
-def best_gene(prediction: Prediction, wish: Iterable[str] = ("ERBB2",)) -> str:
-    """Return the first known gene of `wish`, or else the one with the highest held-out correlation."""
+def best_gene(prediction: Prediction, wish: Iterable[str] = ("ERBB2",), asked: str | None = None) -> str:
+    """Return the gene to begin with: one that the model was shown to predict, as far as there is one.
+
+    Parameters
+    ----------
+    prediction
+        The map.
+    wish
+        The first of these goes before the gene with the highest held-out correlation.
+    asked
+        What a person asked for goes before all, also where the model was not shown to predict it.
+    """
+    head = prediction.head
+    if asked and (at := head.find(asked)) is not None:
+        return prediction.genes[at]
+    shown = head.predictable if head.predictable.any() else np.ones(len(prediction.genes), bool)
     for gene in wish:
-        if (at := prediction.head.find(gene)) is not None:
+        if (at := head.find(gene)) is not None and shown[at]:
             return prediction.genes[at]
-    pcc = prediction.head.pcc
-    if pcc is None or not np.isfinite(pcc).any():
+    if head.pcc is None or not np.isfinite(head.pcc).any():
         return prediction.genes[0]
-    return prediction.genes[int(np.nanargmax(pcc))]
+    return prediction.genes[int(np.nanargmax(np.where(shown, head.pcc, -np.inf)))]
 
 
 def _keep(layer: Any, prediction: Prediction, gene: str | None, unit: str) -> None:
     path = prediction.path or output_of(layer)
     stays = {
-        k: v for k, v in kept(layer).items() if k in ("opacity", "hidden", "aside")
+        k: v for k, v in kept(layer).items() if k in ("opacity", "hidden", "aside", "doubts", "doubt_layers")
     }  # of the view, not of the gene
     layer.metadata[KEY] = stays | {
         "prediction": prediction, "gene": gene, "path": path, "look": look_of(layer), "unit": unit,

@@ -13,7 +13,7 @@ from napari_peka.gui.choosers import ModelChooser, Snug, fold
 from napari_peka.gui.hub_panel import HubPanel, size_in_words
 from napari_peka.gui.run_panel import sentence
 from napari_peka.gui.session import Session
-from napari_peka.io.figure import trust_word
+from napari_peka.io.trust import trust_word
 
 
 class ModelPanel(QWidget):

@@ -128,13 +128,12 @@ class PredictWidget(Dock):
         form.addRow("Output", self.output)
         form.addRow("", self.note)
         form.addRow(self.replace)
-        column = scrolled(self)
+        column = scrolled(self, notice("workbench/#predict-expression"))
         column.addLayout(form)
         column.addWidget(self.plan)
         column.addWidget(self.panel)
         column.addWidget(self.queue_fold)
         column.addStretch(1)
-        column.addWidget(notice("workbench/#predict-expression"))
 
     def _connect(self) -> None:
         self.slide.changed.connect(self._slide_changed)

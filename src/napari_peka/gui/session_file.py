@@ -19,7 +19,8 @@ from pydantic import BaseModel, ValidationError
 from napari_peka.core import files
 from napari_peka.core.errors import PekaError, StoreError
 from napari_peka.core.progress import NULL, Progress
-from napari_peka.gui import layers, map_layers, reader, region_layers
+from napari_peka.gui import doubt_layers, doubt_view, layers, map_layers, reader, region_layers
+from napari_peka.gui.doubt_layers import Doubts
 from napari_peka.gui.look import Look
 from napari_peka.gui.places import regions_path
 from napari_peka.gui.session import OpenSection, Session
@@ -55,6 +56,7 @@ class _Map(_Shown):
     look: dict[str, Any] = {}
     contrast_limits: list[float] | None = None
     set: dict[str, Any] | None = None
+    doubts: dict[str, Any] = {}
 
 
 class _Section(BaseModel):
@@ -147,6 +149,7 @@ def save_session(session: Session, path: Path | str) -> list[str]:
                 _Map(
                     **_shown(layer, prediction.path, base), gene=layers.gene_of(layer), look=look,
                     contrast_limits=limits, set=map_layers.set_of(layer),
+                    doubts=doubt_layers.doubts_of(layer).as_json(),
                 )
             )  # fmt: skip
     for item in session.sections():
@@ -231,8 +234,9 @@ def show_session(session: Session, opened: Opened) -> None:
                 viewer.add_shapes(data, **settings)
         for kept, prediction, score in opened.maps:
             for old in [x for x in viewer.layers if layers.output_of(x) == prediction.path]:
+                doubt_view.leave(viewer, old)
                 viewer.layers.remove(old)  # the same map, as it was seen when the session was saved
-            gene = map_layers.best_gene(prediction, [g for g in (kept.gene,) if g])
+            gene = map_layers.best_gene(prediction, (), kept.gene)
             look = Look.from_json(kept.look)
             data, settings, _ = map_layers.heatmap_layer(prediction, gene, look)
             settings |= {"visible": kept.visible, "opacity": kept.opacity}
@@ -245,8 +249,10 @@ def show_session(session: Session, opened: Opened) -> None:
                 layer.contrast_limits_range = (min(low, np.nanmin(data)), max(high, np.nanmax(data)))
                 layer.contrast_limits = (low, high)
             map_layers.show_colour_bar(layer)
+            layer.metadata[layers.KEY]["doubts"] = Doubts.from_json(kept.doubts)
             viewer.add_layer(layer)
             layers.below_shapes(viewer, layer)
+            doubt_view.show_doubts(viewer, layer)
     if any(slide.resolution is not None for _, slide, _ in opened.slides):
         layers.show_scale_bar(viewer)
     if opened.sections:
@@ -271,7 +277,8 @@ def _parse(path: Path) -> SessionFile:
 
 
 def _shown(layer: Any, path: Path, base: Path) -> dict[str, Any]:
-    return {"path": _kept(path, base), "visible": bool(layer.visible), "opacity": float(layer.opacity)}
+    seen = doubt_layers.own_layers(layer).get(doubt_layers.NUMBER, layer)  # it lies in the map's place
+    return {"path": _kept(path, base), "visible": bool(seen.visible), "opacity": doubt_layers.opacity_of(layer)}
 
 
 def _kept(path: Path, base: Path) -> str:

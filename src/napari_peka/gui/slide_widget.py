@@ -150,13 +150,12 @@ class SlideWidget(Dock):
         form.addRow("Regions", self.regions)
         form.addRow(self.names)
         form.addRow(drawn)
-        column = scrolled(self)
+        column = scrolled(self, notice("workbench/#slide"))
         column.addLayout(form)
         column.addWidget(self.error)
         self.session_fold = fold("Session", self.sessions)
         column.addWidget(self.session_fold)
         column.addStretch(1)
-        column.addWidget(notice("workbench/#slide"))
 
     # -- which slide ---------------------------------------------------------------------------------------------
 

@@ -113,7 +113,7 @@ class TrainWidget(Dock):
         self._ended()
 
     def _lay_out(self) -> None:
-        column = scrolled(self)
+        column = scrolled(self, notice("workbench/#train-on-paired-sections"))
         column.addWidget(_title("Sections"))
         column.addWidget(self.sections)
         column.addWidget(self.nudge_fold)
@@ -137,7 +137,6 @@ class TrainWidget(Dock):
         column.addWidget(_title("Quick refit"))
         column.addWidget(self.refit)
         column.addStretch(1)
-        column.addWidget(notice("workbench/#train-on-paired-sections"))
         self.view.hide()
 
     # -- sections ------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from napari_peka.core.geometry import Rect, TileTable
 from napari_peka.core.raster import Raster
 from napari_peka.io.prediction import RESEARCH_USE, Prediction
 from napari_peka.io.statistics import SCORE_UNIT, gene_set_score, known_genes
+from napari_peka.io.trust import gene_trust, trust_text
 
 if TYPE_CHECKING:
     from napari_peka.io.slide import Slide
@@ -65,25 +66,15 @@ def contrast_limits(values: npt.NDArray[Any], percentiles: tuple[float, float] =
     return (float(low), float(high)) if high - low > rounding else (float(low) - 0.5, float(low) + 0.5)
 
 
-def trust_text(pcc: float | None) -> str:
-    """Return a gene's held-out correlation in words."""
-    if pcc is None or not np.isfinite(pcc):
-        return "held-out PCC not measured"
-    return f"held-out PCC {pcc:.2f} ({trust_word(pcc)})"
-
-
-def trust_word(pcc: float) -> str:
-    """Return a word for a held-out correlation."""
-    return "good" if pcc >= 0.5 else "fair" if pcc >= 0.3 else "weak" if pcc >= 0.15 else "not predicted"
-
-
 def set_trust_text(prediction: Prediction, genes: Sequence[str]) -> str:
-    """Return how many genes of a set the model knows, and their mean held-out correlation in words."""
+    """Return in words how many genes of a set the model knows, and how far to believe them on average."""
     found, head = known_genes(prediction, genes)[0], prediction.head
     pcc = np.array([np.nan if head.pcc is None else head.pcc[head.index(g)] for g in found])
     measured = pcc[np.isfinite(pcc)]
     trust = trust_text(float(measured.mean()) if len(measured) else None)
-    return f"{len(found)} of {len(genes)} genes, on average {trust}"
+    unshown = int((~head.predictable[[head.index(g) for g in found]]).sum())
+    also = f"; {unshown} of them not shown to be predicted" if unshown else ""
+    return f"{len(found)} of {len(genes)} genes, on average {trust}{also}"
 
 
 class Shown(NamedTuple):
@@ -152,9 +143,8 @@ def write_map(
 def gene_shown(prediction: Prediction, gene: str) -> Shown:
     """Return a gene's values and trust."""
     head = prediction.head
-    index = head.index(gene)
-    pcc = None if head.pcc is None else float(head.pcc[index])
-    return Shown(head.genes[index], prediction.raster(head.genes[index]), trust_text(pcc))
+    name = head.genes[head.index(gene)]
+    return Shown(name, prediction.raster(name), gene_trust(head, name))
 
 
 def set_shown(prediction: Prediction, name: str, genes: Sequence[str]) -> Shown:
