@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from napari_peka.io.prediction import Prediction
     from napari_peka.io.slide import Slide
     from napari_peka.models.bundle import Model
+    from napari_peka.trust.slide_qc import SlideCheck
     from napari_peka.workflows.estimate import Estimate
     from napari_peka.workflows.standing import Standing
 
@@ -103,12 +104,13 @@ class Plan:
 
 
 class Memory:
-    """What a dock keeps between two wishes: the tissue of the last slide, and an encoder that was loaded for timing."""
+    """What a dock keeps between two wishes: tissue and check of the last slide, and an encoder loaded for timing."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._tissue: tuple[str, Tissue] | None = None
         self._forward: tuple[tuple[str, str], Forward] | None = None
+        self._check: tuple[tuple[str, ...], SlideCheck] | None = None
 
     def tissue(self, slide: Slide, config: PredictConfig) -> Tissue | None:
         """Return a slide's tissue, found once; None where it does not count."""
@@ -131,6 +133,31 @@ class Memory:
             if self._forward is None or self._forward[0] != key:
                 self._forward = key, load_forward(model, config, offline=True)
             return self._forward[1]
+
+    def check(self, wish: Wish, slide: Slide, model: Model, config: PredictConfig) -> SlideCheck:
+        """Return what is known of a slide: before its prediction, or after it where :meth:`learn` heard of one."""
+        from napari_peka.workflows.slide_check import check_slide
+
+        region = "" if wish.region is None else wish.region.wkt
+        key = slide.fingerprint, model.digest, str(slide.resolution), region, str(config.model_dump())
+        tissue = self.tissue(slide, config) if slide.resolution is not None else None
+        with self._lock:
+            if self._check is None or self._check[0] != key:
+                self._check = key, check_slide(slide, model, config=config, region=wish.region, tissue=tissue)
+            return self._check[1]
+
+    def learn(self, prediction: Prediction) -> None:
+        """Add to the check of a slide what its map says; quick."""
+        from napari_peka.trust.slide_qc import slide_qc_of
+
+        record = prediction.record
+        if self._lock.acquire(blocking=False):  # the window does not wait for a check of something else
+            try:
+                of = record["slide"]["fingerprint"], record["model"]["digest"]
+                if self._check is not None and self._check[0][:2] == of and not prediction.partial:
+                    self._check = self._check[0], slide_qc_of(prediction, self._check[1])
+            finally:
+                self._lock.release()
 
     def forget_forward(self) -> None:
         """Give the encoder's memory back."""
@@ -180,6 +207,12 @@ def plan(wish: Wish, memory: Memory) -> Plan:
         there = standing(slide, model, tiles, wish.output, config=config)
         spec = tiles.spec
         return Plan(len(tiles), spec.footprint_um, spec.stride * spec.mpp, model.passes, whole, there)
+
+
+def check(wish: Wish, memory: Memory) -> SlideCheck:
+    """Say whether the model can be believed on the slide."""
+    with _opened(wish) as (slide, model, config):
+        return memory.check(wish, slide, model, config)
 
 
 def measure(wish: Wish, memory: Memory, progress: Progress = NULL) -> Estimate:

@@ -43,6 +43,7 @@ from napari_peka.io.slide import ALLOWED_MPP
 
 #: how many tiles lie side by side where without overlap one would
 DETAIL = {"a value a tile": 1, "twice as fine (4 × the work)": 2, "four times as fine (16 ×)": 4}
+STAIN = {"as it is": "none", "as in training, by Macenko": "macenko", "as in training, by Reinhard": "reinhard"}
 WHOLE, SEEN = "whole slide", "what I see now"
 
 
@@ -101,6 +102,10 @@ class PredictWidget(Dock):
         for text, parts in DETAIL.items():
             self.detail.addItem(text, parts)
         self.detail.setToolTip("Distance of the tiles; finer maps have overlapping tiles and take longer")
+        self.stain = slim(QComboBox())
+        for text, name in STAIN.items():
+            self.stain.addItem(text, name)
+        self.stain.setToolTip("What the model is shown: the slide's own colours, or those that it was trained on")
         self.device = DeviceBox(setting("predict", "device", "auto"))
         self.device_note = Snug()
         self.output = FolderField("Folder of the result, SLIDE.peka.zarr; an interrupted run resumes from it")
@@ -123,6 +128,7 @@ class PredictWidget(Dock):
         form.addRow("Region", self.region)
         form.addRow("", self.tissue)
         form.addRow("Detail", self.detail)
+        form.addRow("Stain", self.stain)
         form.addRow("Device", self.device)
         form.addRow("", self.device_note)
         form.addRow("Output", self.output)
@@ -146,7 +152,7 @@ class PredictWidget(Dock):
         self.output.edit.textChanged.connect(self._folder_edited)
         for signal in (
             self.mpp.valueChanged, self.tissue.toggled, self.detail.currentIndexChanged, self.replace.toggled,
-            self.device.currentIndexChanged,
+            self.device.currentIndexChanged, self.stain.currentIndexChanged,
         ):  # fmt: skip
             signal.connect(self.plan.later)
         self.session.model_changed.connect(self._model_changed)
@@ -274,7 +280,8 @@ class PredictWidget(Dock):
 
     def settings(self) -> dict[str, Any]:
         """Return those settings of the form that count for any slide."""
-        return {"device": self.device.name(), "find_tissue": self.tissue.isChecked()}
+        chosen = {"device": self.device.name(), "find_tissue": self.tissue.isChecked()}
+        return chosen | {"stain": self.stain.currentData()}
 
     def wish(self) -> Wish | str:
         """Return what the form asks for, or what is missing, as a sentence."""
@@ -373,6 +380,7 @@ class PredictWidget(Dock):
         self.plan.later()
 
     def _succeeded(self, prediction: Any) -> None:
+        self.memory.learn(prediction)
         self._ended()
         self.replace.setChecked(False)  # it was said of this one
         done = prediction.record["run"]
@@ -400,6 +408,8 @@ class PredictWidget(Dock):
         if output is not None:
             say_partial(show_map(self.viewer, prediction, output, self.slide.layer()))
             self.panel.status.setText(result_in_words(prediction))
+            self.memory.learn(prediction)
+            self.plan.later()
 
     # -- more slides ---------------------------------------------------------------------------------------------
 

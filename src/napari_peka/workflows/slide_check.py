@@ -187,13 +187,16 @@ def stain_effect(
 def effect_line(before: npt.NDArray[np.floating], after: npt.NDArray[np.floating]) -> Line:
     """Say what normalising did to tiles, by how unlike the training data they were and are, percentiles ``(n,)``."""
     was, now = (float(np.nanmedian(x)) for x in (before, after))
-    outside = state_of(float((after >= slide_qc.OUTSIDE).mean()))
-    moved = f"from the {_th(was)} to the {_th(now)} percentile of the training data's distances"
-    if now > was - 1:
-        return Line("normalisation", "doubtful", f"Normalising the stain brings the tiles {moved}, which is no nearer.",
-                    "leave the stain as it is (stain = none)")  # fmt: skip
-    return Line("normalisation", outside, f"Normalising the stain brings the tiles {moved}.",
-                "" if outside == "good" else "many tiles stay unlike the training data: believe little")  # fmt: skip
+    like = [float((x < slide_qc.OUTSIDE).mean()) for x in (before, after)]
+    said = (
+        f"Normalising the stain brings the tiles from the {_th(was)} to the {_th(now)} percentile; {like[0]:.0%} of "
+        f"them were like the training data, {like[1]:.0%} are"
+    )
+    if now > was - 1 and like[1] <= like[0]:
+        return Line("normalisation", "doubtful", f"{said}: no nearer.", "leave the stain as it is (stain = none)")
+    state = state_of(1 - like[1])
+    mend = "" if state == "good" else "many tiles stay unlike the training data: believe little of them"
+    return Line("normalisation", state, f"{said}.", mend)
 
 
 def image_reference(paired: Paired, goal: Goal, train: npt.NDArray[np.bool_]) -> dict[str, npt.NDArray[np.float32]]:
@@ -219,5 +222,8 @@ def image_reference(paired: Paired, goal: Goal, train: npt.NDArray[np.bool_]) ->
 
 
 def _th(percentile: float) -> str:
+    """Return a percentile as an ordinal, with a digit where whole numbers would all be the hundredth."""
+    if 99 < percentile < 100:
+        return f"{np.floor(10 * percentile) / 10:.1f}th"
     n = round(percentile)
     return f"{n}{'th' if 10 < n % 100 < 14 else {1: 'st', 2: 'nd', 3: 'rd'}.get(n % 10, 'th')}"
