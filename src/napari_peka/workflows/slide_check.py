@@ -16,7 +16,7 @@ from napari_peka.core.progress import NULL, Progress
 from napari_peka.infer.tissue import Tissue, find_tissue
 from napari_peka.training.baselines import colour_features
 from napari_peka.trust import slide_qc
-from napari_peka.trust.slide_qc import COLOUR, FOCUS, Line, SlideCheck, percentiles, state_of
+from napari_peka.trust.slide_qc import COLOUR, FOCUS, HUE, Line, SlideCheck, percentiles, state_of
 from napari_peka.trust.stain import StainMap, fit_stain, target_of
 from napari_peka.workflows.predict import load_forward, plan_tiles
 
@@ -102,7 +102,8 @@ def check_slide(
     lines += [
         slide_qc.tissue_line(share, len(table)),
         slide_qc.stain_line(
-            colour_features(shown), percentiles(carried, COLOUR, (101, 6)), after=after,
+            colour_features(shown), percentiles(carried, COLOUR, (101, 6)), percentiles(carried, HUE, (101, 3)),
+            after=after,
             can=any(name in carried for name in ("reference.macenko", "reference.reinhard")),
         ),
         slide_qc.focus_line(slide_qc.sharpness(some.tiles), percentiles(carried, FOCUS, (101,))),
