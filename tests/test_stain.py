@@ -151,7 +151,7 @@ def test_the_model_is_shown_the_normalised_colours_whatever_the_region(slide, mo
 
 def test_stopped_and_gone_on_with_it_gives_the_same(slide, model, tmp_path, monkeypatch):
     monkeypatch.setenv(ENVIRONMENT, "0")
-    whole = peka.predict(slide, model, output=tmp_path / "a.zarr", config=config("reinhard"))
+    whole = peka.predict(slide, model, output=tmp_path / "a.zarr", region=REGION, config=config("reinhard"))
     progress = JobProgress()
 
     def stop(*_):
@@ -159,9 +159,15 @@ def test_stopped_and_gone_on_with_it_gives_the_same(slide, model, tmp_path, monk
 
     with pytest.raises(Cancelled):
         peka.predict(
-            slide, model, output=tmp_path / "b.zarr", config=config("reinhard"), on_block=stop, progress=progress
+            slide,
+            model,
+            output=tmp_path / "b.zarr",
+            region=REGION,
+            config=config("reinhard"),
+            on_block=stop,
+            progress=progress,
         )
-    again = peka.predict(slide, model, output=tmp_path / "b.zarr", config=config("reinhard"))
+    again = peka.predict(slide, model, output=tmp_path / "b.zarr", region=REGION, config=config("reinhard"))
     assert again.record["run"]["resumed_tiles"] > 0
     np.testing.assert_array_equal(again.embeddings, whole.embeddings)
 

@@ -318,7 +318,7 @@ def organ_line(trained_on: str, organ: str | None) -> Line:
         return Line("organ", "unknown", "The model does not say of which organ its training tissue was.")
     said = f"This model was trained on {trained_on}"
     if not organ:
-        return Line("organ", "unknown", f"{said}; it says nothing of other organs.", "say of which organ the slide is")
+        return Line("organ", "unknown", f"{said}; it says nothing of other organs.", f"take it for {trained_on} alone")
     if _words(organ) & _words(trained_on):
         return Line("organ", "good", f"{said}, and the slide is of {organ}.")
     return Line("organ", "bad", f"{said}, not on {organ}: it says nothing of this slide.", f"take a model of {organ}")
@@ -331,12 +331,13 @@ def likeness_line(ood: FloatArray | None) -> Line:
         return Line("likeness", "unknown", "The model cannot tell which tiles are unlike its training data.",
                     "train it again with this version to know")  # fmt: skip
     share = float((known >= OUTSIDE).mean())
-    said = f"{1 - share:.0%} of the tiles are like the training data"
     if (state := state_of(share)) == "good":
-        return Line("likeness", state, f"{said}.")
+        return Line("likeness", state, f"{1 - share:.0%} of the tiles are like the training data.")
+    few = f"Only {1 - share:.0%} of the tiles are" if share < 1 else "No tile is"
     return Line(
-        "likeness", state, f"Only {said}.", "believe the map only where tiles are like it, and look at what is not"
-    )
+        "likeness", state, f"{few} like the training data.",
+        "believe the map only where tiles are like it, and look at what is not" if share < 1 else "do not believe it",
+    )  # fmt: skip
 
 
 def slide_qc_of(prediction: Prediction, before: SlideCheck | None = None) -> SlideCheck:

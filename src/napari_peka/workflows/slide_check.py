@@ -17,7 +17,7 @@ from napari_peka.infer.tissue import Tissue, find_tissue
 from napari_peka.training.baselines import colour_features
 from napari_peka.trust import slide_qc
 from napari_peka.trust.slide_qc import COLOUR, FOCUS, HUE, Line, SlideCheck, percentiles, state_of
-from napari_peka.trust.stain import StainMap, fit_stain, target_of
+from napari_peka.trust.stain import StainedSlide, StainMap, fit_stain, target_of
 from napari_peka.workflows.predict import load_forward, plan_tiles
 
 if TYPE_CHECKING:
@@ -94,15 +94,15 @@ def check_slide(
             lines.append(slide_qc.tissue_line(share, 0))
         return SlideCheck(tuple(lines))
     some = sampled_tiles(slide, table, tissue, progress=progress)
-    shown, after = some.tiles, ""
+    seen, after = some.tiles, ""
     if config.stain != "none":
         stain = stain_map(slide, model, config, progress=progress)
-        shown, after = (stain(some.tiles) if stain else some.tiles), f"normalisation by {config.stain}"
+        seen, after = (stain(some.tiles) if stain else some.tiles), f"normalisation by {config.stain}"
     carried, damage = model.carried, [w for w in slide.warnings if "decode" in w]
     lines += [
         slide_qc.tissue_line(share, len(table)),
         slide_qc.stain_line(
-            colour_features(shown), percentiles(carried, COLOUR, (101, 6)), percentiles(carried, HUE, (101, 3)),
+            colour_features(seen), percentiles(carried, COLOUR, (101, 6)), percentiles(carried, HUE, (101, 3)),
             after=after,
             can=any(name in carried for name in ("reference.macenko", "reference.reinhard")),
         ),
@@ -156,6 +156,12 @@ def stain_map(slide: Slide, model: Model, config: PredictConfig, *, progress: Pr
     return StainMap(
         config.stain, fit_stain(sampled_tiles(slide, table, tissue, progress=progress).tiles, config.stain), target
     )
+
+
+def shown(slide: Slide, model: Model, config: PredictConfig) -> Slide | StainedSlide:
+    """Return what reads a slide as the model is shown it."""
+    stain = stain_map(slide, model, config)
+    return slide if stain is None else stain.over(slide)
 
 
 def stain_effect(
