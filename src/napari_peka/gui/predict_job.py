@@ -67,6 +67,13 @@ class Wish:
         """What decides how long a tile takes."""
         return str(self.path), self.model, str(self.settings.get("device"))
 
+    @property
+    def check_key(self) -> tuple[object, ...]:
+        """What decides what is said of the slide, beside slide and model themselves."""
+        region = None if self.region is None else self.region.wkt
+        settings = {k: v for k, v in self.settings.items() if k != "device"}
+        return str(self.path), self.mpp, self.model, region, self.parts, str(settings)
+
     def config(self, model: Model) -> PredictConfig:
         """Return the settings for a model."""
         from napari_peka.config import PredictConfig
@@ -110,7 +117,8 @@ class Memory:
         self._lock = threading.Lock()
         self._tissue: tuple[str, Tissue] | None = None
         self._forward: tuple[tuple[str, str], Forward] | None = None
-        self._check: tuple[tuple[str, ...], SlideCheck] | None = None
+        self._check: tuple[tuple[Any, ...], SlideCheck] | None = None
+        self._after: tuple[tuple[Any, str], SlideCheck] | None = None
 
     def tissue(self, slide: Slide, config: PredictConfig) -> Tissue | None:
         """Return a slide's tissue, found once; None where it does not count."""
@@ -135,29 +143,27 @@ class Memory:
             return self._forward[1]
 
     def check(self, wish: Wish, slide: Slide, model: Model, config: PredictConfig) -> SlideCheck:
-        """Return what is known of a slide: before its prediction, or after it where :meth:`learn` heard of one."""
+        """Return what is known of a slide before its prediction, with what :meth:`learn` heard of its map."""
         from napari_peka.workflows.slide_check import check_slide
 
-        region = "" if wish.region is None else wish.region.wkt
-        key = slide.fingerprint, model.digest, str(slide.resolution), region, str(config.model_dump())
+        key = wish.check_key, slide.fingerprint, str(slide.resolution), model.digest
         tissue = self.tissue(slide, config) if slide.resolution is not None else None
         with self._lock:
             if self._check is None or self._check[0] != key:
                 self._check = key, check_slide(slide, model, config=config, region=wish.region, tissue=tissue)
-            return self._check[1]
+            check = self._check[1]
+        known = self._after
+        return (
+            check if known is None or known[0] != (wish.check_key, model.digest) else check.with_lines(known[1].lines)
+        )
 
-    def learn(self, prediction: Prediction) -> None:
-        """Add to the check of a slide what its map says; quick."""
-        from napari_peka.trust.slide_qc import slide_qc_of
+    def learn(self, wish: Wish, prediction: Prediction) -> None:
+        """Add to the check of a wish what its map says; quick."""
+        from napari_peka.trust.slide_qc import SlideCheck, slide_qc_of
 
-        record = prediction.record
-        if self._lock.acquire(blocking=False):  # the window does not wait for a check of something else
-            try:
-                of = record["slide"]["fingerprint"], record["model"]["digest"]
-                if self._check is not None and self._check[0][:2] == of and not prediction.partial:
-                    self._check = self._check[0], slide_qc_of(prediction, self._check[1])
-            finally:
-                self._lock.release()
+        digest = prediction.record["model"]["digest"]
+        if not prediction.partial:
+            self._after = (wish.check_key, digest), slide_qc_of(prediction, SlideCheck(()))
 
     def forget_forward(self) -> None:
         """Give the encoder's memory back."""

@@ -63,7 +63,8 @@ class PredictWidget(Dock):
         self.memory = Memory()
         #: the map in work, or the last one
         self.growing: GrowingMap | None = None
-        self._speed_key = ("", "", "")
+        #: what was last predicted
+        self._asked: Wish | None = None
         #: what was seen when it was last predicted, and what that is called
         self._view: Any = None
         self._view_name, self._view_of = "", Path()
@@ -350,7 +351,7 @@ class PredictWidget(Dock):
         self.plan.leave()
         self.plan.clear("")  # it speaks of what was there before
         assert wish.output is not None
-        self._speed_key = wish.speed_key
+        self._asked = wish
         if self.region.currentText() == SEEN:
             self._keep_view(wish)
         growing = self.growing = GrowingMap(self.viewer, self.slide.layer(), wish.output, self.region.layer())
@@ -380,11 +381,12 @@ class PredictWidget(Dock):
         self.plan.later()
 
     def _succeeded(self, prediction: Any) -> None:
-        self.memory.learn(prediction)
+        assert self._asked is not None
+        self.memory.learn(self._asked, prediction)
         self._ended()
         self.replace.setChecked(False)  # it was said of this one
         done = prediction.record["run"]
-        self.plan.learn(self._speed_key, done["tiles"] - done["resumed_tiles"], done["seconds"])
+        self.plan.learn(self._asked.speed_key, done["tiles"] - done["resumed_tiles"], done["seconds"])
         lines = [run_summary(done["tiles"], done["seconds"], done["resumed_tiles"])]
         if bad := prediction.n_unreadable:
             lines.append(f"{bad} tiles could not be decoded; they are empty in the map")
@@ -408,7 +410,8 @@ class PredictWidget(Dock):
         if output is not None:
             say_partial(show_map(self.viewer, prediction, output, self.slide.layer()))
             self.panel.status.setText(result_in_words(prediction))
-            self.memory.learn(prediction)
+            if not isinstance(wish, str):
+                self.memory.learn(wish, prediction)
             self.plan.later()
 
     # -- more slides ---------------------------------------------------------------------------------------------

@@ -206,7 +206,7 @@ def effect_line(before: npt.NDArray[np.floating], after: npt.NDArray[np.floating
     return Line("normalisation", state, f"{said}.", mend)
 
 
-def image_reference(paired: Paired, goal: Goal, train: npt.NDArray[np.bool_]) -> dict[str, npt.NDArray[np.float32]]:
+def pixel_reference(paired: Paired, goal: Goal, train: npt.NDArray[np.bool_]) -> dict[str, npt.NDArray[np.float32]]:
     """Return what a bundle keeps of its training tiles' colours, sharpness and stain, by which slides are checked.
 
     Parameters
