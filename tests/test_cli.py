@@ -27,7 +27,7 @@ FAST = ["--device", "cpu", "--precision", "fp32"]
 COMMANDS = ("demo", "info", "predict", "models", "doctor")
 ENTRY = {
     "slide", "output", "tiles", "unreadable_tiles", "seconds", "tiles_per_second", "resumed_tiles", "warnings",
-    "pictures",
+    "pictures", "verdict", "checks",
 }  # fmt: skip
 
 

@@ -934,3 +934,27 @@ def test_what_was_seen_before_is_said_and_not_computed_again(viewer, predict, qt
     maps = [layers.prediction_of(x) for x in viewer.layers if layers.prediction_of(x) is not None]
     np.testing.assert_array_equal(maps[-1].embeddings, first)
     assert (tmp_path / "elsewhere" / "cmu_small_region.peka.zarr").is_dir()
+
+
+# -- whether to believe it ---------------------------------------------------------------------------------------
+
+
+def test_the_verdict_is_there_before_and_after(viewer, predict, qtbot):
+    """A slide's check is a line beside the number of tiles, each answer with its mend when the mouse rests on it."""
+    verdict = predict.plan.verdict
+    wait_for(qtbot, lambda: not predict.plan.busy)
+    assert "Nothing was found that speaks against this slide; not known: organ, stain." in verdict.text()
+    assert "In focus" in verdict.toolTip()
+    assert "tiles looked at can be read" in verdict.toolTip()
+
+    press(qtbot, predict)
+    wait_for(qtbot, lambda: not predict.panel.running and not predict.plan.busy)
+    assert "cannot tell which tiles are unlike" in verdict.toolTip(), "what the map says is added"
+    assert "tiles looked at" not in verdict.toolTip(), "all tiles were read by now"
+
+
+def test_a_stain_that_the_model_does_not_know_is_refused_in_words(viewer, predict, qtbot):
+    predict.stain.setCurrentIndex(predict.stain.findData("macenko"))
+    wait_for(qtbot, lambda: not predict.plan.busy)
+    assert "does not say what stain it was trained on" in predict.plan.words.text()
+    assert predict.plan.verdict.isHidden()

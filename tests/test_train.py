@@ -78,6 +78,7 @@ def test_the_bundle_says_all_of_itself(trained):
         assert np.isfinite(values).mean() > 0.9
     assert set(trained.baselines) == {"train_mean", "colour", "position"}
     assert trained.reference
+    assert {"reference.colour", "reference.focus", "reference.macenko"} <= set(trained.carried)
     assert [s["part"] for s in trained.trained_on] == ["train", "train"]
     assert all(s["fingerprint"] for s in trained.trained_on)
     assert spec.training["settings"]["epochs"] == 2

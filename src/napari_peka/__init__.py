@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from napari_peka.models.zoo import load_model
     from napari_peka.training.evaluate import EvaluationReport, read_report
+    from napari_peka.trust.slide_qc import SlideCheck, slide_qc_of
     from napari_peka.workflows.benchmark import benchmark
     from napari_peka.workflows.check import Check, check
     from napari_peka.workflows.crew import open_crew
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from napari_peka.workflows.predict import load_forward, plan_tiles, predict
     from napari_peka.workflows.recalibrate import recalibrate
     from napari_peka.workflows.refit import refit, with_model
+    from napari_peka.workflows.slide_check import check_slide
     from napari_peka.workflows.train import train
 
 _FACE = {
@@ -53,9 +55,11 @@ _FACE = {
     "RefitConfig": "config",
     "Section": "io.section",
     "Slide": "io.slide",
+    "SlideCheck": "trust.slide_qc",
     "TrainConfig": "config",
     "benchmark": "workflows.benchmark",
     "check": "workflows.check",
+    "check_slide": "workflows.slide_check",
     "compare_regions": "io.statistics",
     "estimate": "workflows.estimate",
     "evaluate": "workflows.evaluate",
@@ -85,6 +89,7 @@ _FACE = {
     "sample_section": "io.sample",
     "sample_sections": "io.sample",
     "sample_slide": "io.sample",
+    "slide_qc_of": "trust.slide_qc",
     "train": "workflows.train",
     "with_model": "workflows.refit",
     "write_map": "io.figure",
@@ -92,13 +97,14 @@ _FACE = {
 
 __all__ = [
     "BenchmarkConfig", "Check", "Estimate", "EvaluateConfig", "EvaluationReport", "PekaError", "PredictConfig",
-    "Prediction", "RefitConfig", "Section", "Slide", "TrainConfig", "benchmark", "check", "compare_regions", "estimate",
-    "evaluate",
+    "Prediction", "RefitConfig", "Section", "Slide", "SlideCheck", "TrainConfig", "benchmark", "check", "check_slide",
+    "compare_regions", "estimate", "evaluate",
     "find_tissue", "fit_affine", "gene_set_score", "gene_table", "known_genes", "list_slides", "load_forward",
     "load_model",
     "open_crew", "open_slide", "plan_tiles", "predict", "predict_many", "read_gene_sets", "read_prediction",
     "read_regions", "read_report", "read_section", "read_sections", "recalibrate", "refit", "region_table",
-    "regions_by_name", "sample_section", "sample_sections", "sample_slide", "train", "with_model", "write_map",
+    "regions_by_name", "sample_section", "sample_sections", "sample_slide", "slide_qc_of", "train", "with_model",
+    "write_map",
 ]  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from napari_peka import cli_learn
+from napari_peka import cli_learn, cli_slide
 from napari_peka.cli_output import write_result
 from napari_peka.core.errors import (
     DeviceError,
@@ -178,19 +178,7 @@ def demo(
         _open_napari(sample_slide(), entry["output"], DEMO_GENE)
 
 
-@app.command()
-def info(
-    slide: Annotated[Path, typer.Argument(help="A whole-slide image.", readable=False)],
-    mpp: Mpp = None,
-    as_json: Json = False,
-) -> None:
-    """Say what a slide is: size, µm per pixel and where they came from, levels, reader."""
-    from napari_peka.console import info_text
-    from napari_peka.io.slide import open_slide
-
-    with open_slide(slide, mpp=mpp) as opened:
-        data = opened.info()
-    write_result(data, as_json, info_text(data))
+app.command()(cli_slide.info)
 
 
 @app.command()
@@ -225,6 +213,9 @@ def predict(
     find_tissue: Annotated[
         bool, typer.Option(help="Only tiles on tissue, or every tile of the region or slide.")
     ] = True,
+    stain: Annotated[
+        str, typer.Option(help="Bring the colours towards the model's training data: none, macenko or reinhard.")
+    ] = "none",
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -247,7 +238,7 @@ def predict(
 
     config = PredictConfig(
         device=device, precision=precision, backend=backend, batch_size=batch_size, stride_px=stride_px,
-        min_tissue=min_tissue, find_tissue=find_tissue, tissue_threshold=tissue_threshold,
+        min_tissue=min_tissue, find_tissue=find_tissue, tissue_threshold=tissue_threshold, stain=stain,
     )  # fmt: skip
     if workers is not None and cluster is None:
         raise SettingError("--workers says how many workers a cluster has: give --cluster local, slurm, ... too")

@@ -12,6 +12,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Backend = Literal["auto", "torch", "openvino", "onnx"]
 AdapterKind = Literal["none", "bone", "bat", "lora", "adalora", "hra", "dora", "full"]
 Unit = Literal["log1p CP10K", "log2(1+CP10K)", "log1p counts"]
+Stain = Literal["none", "macenko", "reinhard"]
 Device = Annotated[str, Field(pattern=r"^(auto|(cpu|cuda|mps)(:\d+)?)$", description="auto, cpu, cuda, cuda:1 or mps")]
 
 
@@ -47,6 +48,9 @@ class PredictConfig(Settings):
     )
     min_tissue: float = Field(0.25, ge=0, le=1, description="least share of a tile that must be tissue")
     min_region: float = Field(0.5, ge=0, le=1, description="least share of a tile that must lie in the region")
+    stain: Stain = Field(
+        "none", description="bring the slide's colours towards the model's training data: by macenko or reinhard"
+    )
     readers: int | None = Field(None, ge=1, le=64, description="threads that read the slide; None: by the machine")
 
 

@@ -130,6 +130,15 @@ def info_text(data: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"{'warning':<12} {w}" for w in data["warnings"])])
 
 
+def check_text(data: dict[str, Any]) -> str:
+    """Return a slide's check, for a person: the verdict, then a line a question."""
+    lines = [f"{'verdict':<12} {data['verdict']}"]
+    for line in data["checks"]:
+        lines.append(f"{line['key']:<12} {line['state']}: {line['text']}")
+        lines += [f"{'':<12}   {line['mend']}"] if line["mend"] else []
+    return "\n".join(lines)
+
+
 def predict_text(entries: list[dict[str, Any]]) -> str:
     """Return the entries of ``predict``, for a person."""
     lines = []
@@ -141,6 +150,7 @@ def predict_text(entries: list[dict[str, Any]]) -> str:
         before = f", {e['resumed_tiles']} of them from before" if e["resumed_tiles"] else ""
         lines.append(f"{e['slide']}: {e['tiles']} tiles{bad}{before}, {human_time(e['seconds'])} -> {e['output']}")
         lines += [f"  {p}" for p in e["pictures"]]
+        lines.append(f"  {e['verdict']}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Before one presses *Predict*: how many tiles, what is there already, and how long it takes."""
+"""Before one presses *Predict*: how many tiles, what is there already, how long it takes, whether to believe it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from napari_peka.gui.aside import Aside
 from napari_peka.gui.choosers import Snug
 from napari_peka.gui.predict_job import Memory, Plan, Wish
 from napari_peka.gui.run_panel import RunPanel, sentence
+from napari_peka.gui.verdict_line import VerdictLine
 from napari_peka.io.store import DIFFERS
 
 if TYPE_CHECKING:
@@ -63,11 +64,11 @@ class PlanPanel(QWidget):
         self._plan: Plan | None = None
         self._timed: tuple[tuple[str, str, str], Estimate] | None = None
         self._rate: tuple[tuple[str, str, str], float] | None = None  # of the last run; it counts more than an estimate
-        self._planning, self._reading = Aside(self), Aside(self)
+        self._planning, self._reading, self._checking = Aside(self), Aside(self), Aside(self)
         self._calm = QTimer(self)
         self._calm.setSingleShot(True)
         self._calm.setInterval(CALM_MS)
-        self.words, self.time = Snug(), Snug()
+        self.words, self.time, self.verdict = Snug(), Snug(), VerdictLine()
         self.time_button = QPushButton("How long?")
         self.time_button.setToolTip("Read and compute a few tiles, to say how long all of them take on this machine")
         self.show_button = QPushButton("Show result")
@@ -79,13 +80,15 @@ class PlanPanel(QWidget):
         row.addWidget(self.show_button)
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
-        for widget in (self.words, self.time):
+        for widget in (self.words, self.verdict, self.time):
             column.addWidget(widget)
         column.addLayout(row)
         column.addWidget(self.timing)
         self._calm.timeout.connect(self.wanted)
         self._planning.done.connect(self._planned)
         self._planning.failed.connect(self._not_planned)
+        self._checking.done.connect(self.verdict.show_check)
+        self._checking.failed.connect(self._not_checked)
         self._reading.done.connect(self.opened)
         self._reading.failed.connect(self._not_read)
         self.time_button.clicked.connect(self._pressed)
@@ -99,7 +102,8 @@ class PlanPanel(QWidget):
     @property
     def busy(self) -> bool:
         """Whether something is being found out, or about to be."""
-        return self._calm.isActive() or self._planning.busy or self._reading.busy or self.timing.running
+        asides = self._planning, self._reading, self._checking
+        return self._calm.isActive() or any(a.busy for a in asides) or self.timing.running
 
     @property
     def plan(self) -> Plan | None:
@@ -124,6 +128,8 @@ class PlanPanel(QWidget):
     def clear(self, why: str) -> None:
         """Show that nothing can be said, and why."""
         self._planning.forget()
+        self._checking.forget()
+        self.verdict.show_check(None)
         self._wish = self._plan = None
         self.words.setText(why)
         self.time.setText("")
@@ -174,10 +180,15 @@ class PlanPanel(QWidget):
         is_there = plan.there.state in ("finished", "other head")
         self.show_button.setEnabled(is_there or (plan.there.state == "begun" and plan.there.done > 0))
         self._told()
+        if self._wish is not None:
+            self._checking.ask(partial(predict_job.check, self._wish, self._memory))
         self.found.emit(plan)
 
     def _not_planned(self, error: BaseException) -> None:
         self.clear(sentence(error))
+
+    def _not_checked(self, _error: BaseException) -> None:
+        self.verdict.show_check(None)  # what cannot be read is told where it is to be predicted
 
     def _not_read(self, error: BaseException) -> None:
         self.words.setText(sentence(error))

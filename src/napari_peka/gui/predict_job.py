@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from napari_peka.io.prediction import Prediction
     from napari_peka.io.slide import Slide
     from napari_peka.models.bundle import Model
+    from napari_peka.trust.slide_qc import SlideCheck
     from napari_peka.workflows.estimate import Estimate
     from napari_peka.workflows.standing import Standing
 
@@ -66,6 +67,13 @@ class Wish:
         """What decides how long a tile takes."""
         return str(self.path), self.model, str(self.settings.get("device"))
 
+    @property
+    def check_key(self) -> tuple[object, ...]:
+        """What decides what is said of the slide, beside slide and model themselves."""
+        region = None if self.region is None else self.region.wkt
+        settings = {k: v for k, v in self.settings.items() if k != "device"}
+        return str(self.path), self.mpp, self.model, region, self.parts, str(settings)
+
     def config(self, model: Model) -> PredictConfig:
         """Return the settings for a model."""
         from napari_peka.config import PredictConfig
@@ -103,12 +111,14 @@ class Plan:
 
 
 class Memory:
-    """What a dock keeps between two wishes: the tissue of the last slide, and an encoder that was loaded for timing."""
+    """What a dock keeps between two wishes: tissue and check of the last slide, and an encoder loaded for timing."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._tissue: tuple[str, Tissue] | None = None
         self._forward: tuple[tuple[str, str], Forward] | None = None
+        self._check: tuple[tuple[Any, ...], SlideCheck] | None = None
+        self._after: tuple[tuple[Any, str], SlideCheck] | None = None
 
     def tissue(self, slide: Slide, config: PredictConfig) -> Tissue | None:
         """Return a slide's tissue, found once; None where it does not count."""
@@ -131,6 +141,29 @@ class Memory:
             if self._forward is None or self._forward[0] != key:
                 self._forward = key, load_forward(model, config, offline=True)
             return self._forward[1]
+
+    def check(self, wish: Wish, slide: Slide, model: Model, config: PredictConfig) -> SlideCheck:
+        """Return what is known of a slide before its prediction, with what :meth:`learn` heard of its map."""
+        from napari_peka.workflows.slide_check import check_slide
+
+        key = wish.check_key, slide.fingerprint, str(slide.resolution), model.digest
+        tissue = self.tissue(slide, config) if slide.resolution is not None else None
+        with self._lock:
+            if self._check is None or self._check[0] != key:
+                self._check = key, check_slide(slide, model, config=config, region=wish.region, tissue=tissue)
+            check = self._check[1]
+        known = self._after
+        return (
+            check if known is None or known[0] != (wish.check_key, model.digest) else check.with_lines(known[1].lines)
+        )
+
+    def learn(self, wish: Wish, prediction: Prediction) -> None:
+        """Add to the check of a wish what its map says; quick."""
+        from napari_peka.trust.slide_qc import SlideCheck, slide_qc_of
+
+        digest = prediction.record["model"]["digest"]
+        if not prediction.partial:
+            self._after = (wish.check_key, digest), slide_qc_of(prediction, SlideCheck(()))
 
     def forget_forward(self) -> None:
         """Give the encoder's memory back."""
@@ -180,6 +213,12 @@ def plan(wish: Wish, memory: Memory) -> Plan:
         there = standing(slide, model, tiles, wish.output, config=config)
         spec = tiles.spec
         return Plan(len(tiles), spec.footprint_um, spec.stride * spec.mpp, model.passes, whole, there)
+
+
+def check(wish: Wish, memory: Memory) -> SlideCheck:
+    """Say whether the model can be believed on the slide."""
+    with _opened(wish) as (slide, model, config):
+        return memory.check(wish, slide, model, config)
 
 
 def measure(wish: Wish, memory: Memory, progress: Progress = NULL) -> Estimate:

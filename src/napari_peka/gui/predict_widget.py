@@ -43,6 +43,7 @@ from napari_peka.io.slide import ALLOWED_MPP
 
 #: how many tiles lie side by side where without overlap one would
 DETAIL = {"a value a tile": 1, "twice as fine (4 × the work)": 2, "four times as fine (16 ×)": 4}
+STAIN = {"as it is": "none", "as in training, by Macenko": "macenko", "as in training, by Reinhard": "reinhard"}
 WHOLE, SEEN = "whole slide", "what I see now"
 
 
@@ -62,7 +63,8 @@ class PredictWidget(Dock):
         self.memory = Memory()
         #: the map in work, or the last one
         self.growing: GrowingMap | None = None
-        self._speed_key = ("", "", "")
+        #: what was last predicted
+        self._asked: Wish | None = None
         #: what was seen when it was last predicted, and what that is called
         self._view: Any = None
         self._view_name, self._view_of = "", Path()
@@ -101,6 +103,10 @@ class PredictWidget(Dock):
         for text, parts in DETAIL.items():
             self.detail.addItem(text, parts)
         self.detail.setToolTip("Distance of the tiles; finer maps have overlapping tiles and take longer")
+        self.stain = slim(QComboBox())
+        for text, name in STAIN.items():
+            self.stain.addItem(text, name)
+        self.stain.setToolTip("What the model is shown: the slide's own colours, or those that it was trained on")
         self.device = DeviceBox(setting("predict", "device", "auto"))
         self.device_note = Snug()
         self.output = FolderField("Folder of the result, SLIDE.peka.zarr; an interrupted run resumes from it")
@@ -123,6 +129,7 @@ class PredictWidget(Dock):
         form.addRow("Region", self.region)
         form.addRow("", self.tissue)
         form.addRow("Detail", self.detail)
+        form.addRow("Stain", self.stain)
         form.addRow("Device", self.device)
         form.addRow("", self.device_note)
         form.addRow("Output", self.output)
@@ -145,7 +152,7 @@ class PredictWidget(Dock):
         self.output.edit.textChanged.connect(self._folder_edited)
         for signal in (
             self.mpp.valueChanged, self.tissue.toggled, self.detail.currentIndexChanged, self.replace.toggled,
-            self.device.currentIndexChanged,
+            self.device.currentIndexChanged, self.stain.currentIndexChanged,
         ):  # fmt: skip
             signal.connect(self.plan.later)
         self.session.model_changed.connect(self._model_changed)
@@ -273,7 +280,8 @@ class PredictWidget(Dock):
 
     def settings(self) -> dict[str, Any]:
         """Return those settings of the form that count for any slide."""
-        return {"device": self.device.name(), "find_tissue": self.tissue.isChecked()}
+        chosen = {"device": self.device.name(), "find_tissue": self.tissue.isChecked()}
+        return chosen | {"stain": self.stain.currentData()}
 
     def wish(self) -> Wish | str:
         """Return what the form asks for, or what is missing, as a sentence."""
@@ -342,7 +350,7 @@ class PredictWidget(Dock):
         self.plan.leave()
         self.plan.clear("")  # it speaks of what was there before
         assert wish.output is not None
-        self._speed_key = wish.speed_key
+        self._asked = wish
         if self.region.currentText() == SEEN:
             self._keep_view(wish)
         growing = self.growing = GrowingMap(self.viewer, self.slide.layer(), wish.output, self.region.layer())
@@ -372,10 +380,12 @@ class PredictWidget(Dock):
         self.plan.later()
 
     def _succeeded(self, prediction: Any) -> None:
+        assert self._asked is not None
+        self.memory.learn(self._asked, prediction)
         self._ended()
         self.replace.setChecked(False)  # it was said of this one
         done = prediction.record["run"]
-        self.plan.learn(self._speed_key, done["tiles"] - done["resumed_tiles"], done["seconds"])
+        self.plan.learn(self._asked.speed_key, done["tiles"] - done["resumed_tiles"], done["seconds"])
         lines = [run_summary(done["tiles"], done["seconds"], done["resumed_tiles"])]
         if bad := prediction.n_unreadable:
             lines.append(f"{bad} tiles could not be decoded; they are empty in the map")
@@ -399,6 +409,9 @@ class PredictWidget(Dock):
         if output is not None:
             say_partial(show_map(self.viewer, prediction, output, self.slide.layer()))
             self.panel.status.setText(result_in_words(prediction))
+            if not isinstance(wish, str):
+                self.memory.learn(wish, prediction)
+            self.plan.later()
 
     # -- more slides ---------------------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ DIFFERS = {
     "slide": "another slide", "model": "another model", "mpp": "other µm per pixel",
     "tile size": "tiles of another size or distance", "region or tissue": "another region or tissue",
     "precision": "another number format", "device": "another kind of device",
+    "stain": "another way to normalise the stain",
 }  # fmt: skip
 #: rows of a zarr chunk of embeddings: 4096 x 384 float16 is 3 MB, a good read over a network too
 CHUNK_ROWS = 4096
@@ -239,7 +240,7 @@ def same_or_raise(before: dict[str, Any], now: dict[str, Any], where: Path) -> N
         If their identities differ; it says in what.
     """
     if names := differing(before, now):
-        what = ", ".join(_in_words(name, before.get(name), now[name]) for name in names)
+        what = ", ".join(_in_words(name, before.get(name), now.get(name)) for name in names)
         raise OutputMismatch(
             f"{where} belongs to another run, with {what}; choose another output, or overwrite it (--overwrite)"
         )
@@ -247,7 +248,7 @@ def same_or_raise(before: dict[str, Any], now: dict[str, Any], where: Path) -> N
 
 def differing(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, ...]:
     """Return in what two runs differ, without what follows from it: other tiles cover another region by themselves."""
-    names = tuple(k for k in now if before.get(k) != now[k])
+    names = tuple(k for k in {**now, **before} if before.get(k) != now.get(k))
     return tuple(k for k in names if k != "region or tissue" or "tile size" not in names)
 
 

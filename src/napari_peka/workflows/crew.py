@@ -277,7 +277,7 @@ class CrewForward:
         item = Item(
             growing.slide.path.resolve(), growing.slide.fingerprint, growing.tiles.of_blocks(blocks),
             tuple(b.index for b in blocks), dataclasses.replace(files, folder=files.folder.resolve()), self._config,
-            self._model, self._maker,
+            self._model, self._maker, growing.stain,
         )  # fmt: skip
         key = self._key(growing.slide.name)
         return self._crew.client.submit(work, item, key=key, pure=False, retries=1, resources={self._resource: 1})

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from napari_peka.infer.tissue import Tissue
     from napari_peka.io.slide import Slide
     from napari_peka.models.bundle import Model
+    from napari_peka.trust.stain import StainMap
     from napari_peka.workflows.many import Task
 
 #: slides that a worker keeps open
@@ -54,6 +55,8 @@ class Item:
         ``digest`` of one of :data:`models`.
     maker
         Format and kind of device that all workers have; see :func:`describe`.
+    stain
+        What changes the colours that the model is shown; None: they stay.
     """
 
     slide: Path
@@ -64,6 +67,7 @@ class Item:
     config: PredictConfig
     model: str
     maker: tuple[str, str]
+    stain: StainMap | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ def work(item: Item) -> Done:
     forward = _encoder_as_agreed(item.model, item.config, item.maker)
     _check_seen(item.slide)
     _check_seen(item.files.folder)
-    slide = _slide(item)
+    slide = _slide(item) if item.stain is None else item.stain.over(_slide(item))
     _ = forward.module
     began = perf_counter()
     blocks = item.tiles.blocks()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from napari_peka.infer.forward import Forward
+    from napari_peka.infer.read_ahead import BlockSource
     from napari_peka.infer.tissue import Tissue
     from napari_peka.io.slide import Slide
     from napari_peka.models.bundle import Model
@@ -140,6 +141,7 @@ def estimate(
         If the encoder's weights cannot be had.
     """
     from napari_peka.models.devices import describe
+    from napari_peka.workflows.slide_check import shown
 
     if tiles < 1:
         raise SettingError(f"at least one tile must be timed, got {tiles}")
@@ -150,7 +152,7 @@ def estimate(
     there = standing(slide, model, table, output, config=config, forward=forward)
     reading = computing = 0.0
     if there.left:
-        reading, computing = _measure(slide, table, forward, tiles, progress)
+        reading, computing = _measure(shown(slide, model, config), table, forward, tiles, progress)
     device = describe(forward.device)
     return Estimate(
         tiles=len(table),
@@ -218,7 +220,9 @@ def seconds_needed(there: Standing, reading: float, computing: float, forward: F
     return there.left * max(computing, reading / readers_of(config, forward))
 
 
-def _measure(slide: Slide, table: TileTable, forward: Forward, tiles: int, progress: Progress) -> tuple[float, float]:
+def _measure(
+    slide: BlockSource, table: TileTable, forward: Forward, tiles: int, progress: Progress
+) -> tuple[float, float]:
     """Return the seconds that a tile takes to be read and to be computed."""
     blocks = table.blocks()
     some = [blocks[i] for i in coarse_to_fine(blocks)[:BLOCKS]]
@@ -265,7 +269,7 @@ def _pass(images: Iterator[npt.NDArray[np.uint8]], forward: Forward, size: int) 
     return perf_counter() - began, len(batch)
 
 
-def _read(slide: Slide, table: TileTable, block: Block) -> npt.NDArray[np.uint8] | None:
+def _read(slide: BlockSource, table: TileTable, block: Block) -> npt.NDArray[np.uint8] | None:
     """Return a block's tiles as they are cut; None where none could be decoded."""
     from napari_peka.infer.read_ahead import CUT_AHEAD
     from napari_peka.io.tiles import read_tiles

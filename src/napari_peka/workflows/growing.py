@@ -21,6 +21,7 @@ from napari_peka.io.store import RunStore
 if TYPE_CHECKING:
     from napari_peka.io.slide import Slide
     from napari_peka.models.bundle import Model
+    from napari_peka.trust.stain import StainedSlide, StainMap
 
 Embeddings = npt.NDArray[np.float16]
 OnStart = Callable[[Prediction, Schedule], None]
@@ -44,6 +45,8 @@ class Growing:
         What the same encoder has seen of the slide before; None: nothing is kept.
     on_block, on_part
         Hear of each finished block, and of a block in work; see :func:`napari_peka.predict`.
+    stain
+        What changes the colours that the model is shown; None: they stay.
     """
 
     slide: Slide
@@ -54,6 +57,7 @@ class Growing:
     kept: KeptTiles | None
     on_block: OnBlock | None
     on_part: OnPart | None
+    stain: StainMap | None = None
 
     def __post_init__(self) -> None:
         self.blocks = self.tiles.blocks()
@@ -62,6 +66,11 @@ class Growing:
         self._in_parts: Block | None = None
         # the last number that the encoder gave each tile: its distance, where that is measured
         self._last = np.full(len(self.tiles), np.nan, np.float16)
+
+    @property
+    def source(self) -> Slide | StainedSlide:
+        """What tiles are read from."""
+        return self.slide if self.stain is None else self.stain.over(self.slide)
 
     @property
     def tiles(self) -> TileTable:

@@ -22,6 +22,7 @@ from napari_peka.training.evaluate import EvaluationReport
 from napari_peka.training.paired import Paired
 from napari_peka.trust.held_out import intervals_of
 from napari_peka.workflows.folds import Goal, baselines_of
+from napari_peka.workflows.slide_check import pixel_reference
 
 if TYPE_CHECKING:
     from napari_peka.training.gene_head import FittedHead
@@ -167,7 +168,7 @@ def _of_head(
     tensors: Tensors = {"head.weights": head.weights, "head.bias": head.bias, RESIDUAL_Q90: _residual_q90(report)}
     if (intervals := _intervals(report)) is not None:
         tensors |= {PROBABILITIES: intervals.probabilities.astype(np.float32), QUANTILES: intervals.quantiles}
-    tensors |= reference_of(embedding[train], paired.section[train])
+    tensors |= reference_of(embedding[train], paired.section[train]) | pixel_reference(paired, goal, train)
     for key, linear in baselines_of(goal, train).items():
         if len(linear.weights) <= len(PLACE_NAMES):  # a function of one section's places says nothing of another
             tensors |= {f"baseline.{key}.weights": linear.weights, f"baseline.{key}.bias": linear.bias}

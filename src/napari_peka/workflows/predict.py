@@ -24,6 +24,8 @@ from napari_peka.io.kept_tiles import KeptTiles
 from napari_peka.io.prediction import FORMAT, RESEARCH_USE, Prediction, doubt_record, read_prediction
 from napari_peka.io.regions import check_region
 from napari_peka.io.store import RunStore, identity_of_result, result_path
+from napari_peka.trust.slide_qc import ENLARGED
+from napari_peka.trust.stain import stain_identity, target_of
 from napari_peka.workflows.growing import Growing, OnBlock, OnPart, OnStart, empty_prediction
 
 if TYPE_CHECKING:
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
     from napari_peka.models.student import Student
     from napari_peka.workflows.crew import CrewForward
 
-#: a slide this many times coarser than what the model reads is worth a warning
-ENLARGED = 1.5
 #: what a result's record says of each section that its model was trained on
 _TRAINED_ON = ("name", "patient", "patient_named", "fingerprint", "slide", "part")
 
@@ -179,6 +179,7 @@ def predict(
             done.path = None
             return done
     from napari_peka.infer.forward import Forward
+    from napari_peka.workflows.slide_check import stain_map
 
     path = result_path(output)
     config = config or PredictConfig()
@@ -224,6 +225,7 @@ def predict(
                 growing.tell(block)
             started = perf_counter() - getattr(progress, "waited_s", 0.0)
             if len(growing.schedule):
+                growing.stain = stain_map(slide, model, config, progress=progress)
                 _embed(growing, forward, progress)
             seconds = perf_counter() - started - getattr(progress, "waited_s", 0.0)
             run = _run(len(tiles), sum(map(len, there)), seconds)
@@ -296,7 +298,7 @@ def known_embeddings(path: Path, record: dict[str, Any]) -> Prediction | None:
     now = record["identity"]
     try:
         before = identity_of_result(path) if path.exists() else {}
-        if not before or [k for k in now if before.get(k) != now[k]] != ["model"]:
+        if not before or [k for k in {**now, **before} if before.get(k) != now.get(k)] != ["model"]:
             return None
         known = read_prediction(path)
     except StoreError:
@@ -323,7 +325,7 @@ def _embed(growing: Growing, forward: Forward | CrewForward, progress: Progress)
     _ = forward.module
     progress.stage("predicting", len(tiles), done=len(tiles) - schedule.tiles_left)
     embed(
-        growing.slide, tiles, forward, schedule, growing.keep, on_part=growing.show_part,
+        growing.source, tiles, forward, schedule, growing.keep, on_part=growing.show_part,
         readers=readers_of(growing.config, forward), more_readers=growing.config.readers is None, progress=progress,
     )  # fmt: skip
 
@@ -356,6 +358,7 @@ def record_of(slide: Slide, model: Model, tiles: TileTable, config: PredictConfi
             "region or tissue": where,
             "precision": forward.precision,
             "device": forward.device.type,
+            **stain_of(model, config),
         },
         "slide": {
             "name": slide.name,
@@ -372,6 +375,13 @@ def record_of(slide: Slide, model: Model, tiles: TileTable, config: PredictConfi
         "versions": versions(),
         "notice": RESEARCH_USE,
     }
+
+
+def stain_of(model: Model, config: PredictConfig) -> dict[str, str]:
+    """Return what an identity says of the stain: nothing where it is left as it is, as in results of older versions."""
+    if config.stain == "none":
+        return {}
+    return {"stain": stain_identity(target_of(model.carried, config.stain, model.name), config.stain)}
 
 
 def of_model(model: Model) -> dict[str, Any]:
