@@ -27,6 +27,7 @@ def board(pcc: np.ndarray, seeds: int = 1, sections: dict[str, str] = SECTIONS, 
         baselines={},
         attainable=np.full(rows.shape, 0.8),
         coverage=np.full(rows.shape, np.nan),
+        effective=np.full(rows.shape, 100.0),
     )
 
 

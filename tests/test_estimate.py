@@ -12,6 +12,7 @@ import napari_peka as peka
 from napari_peka.core.errors import NoResult, OutputMismatch, SettingError
 from napari_peka.core.progress import Cancelled, JobProgress
 from napari_peka.infer.forward import Forward
+from napari_peka.workflows import estimate as estimate_module
 from napari_peka.workflows.standing import read_what_is_there, standing
 
 CPU = peka.PredictConfig(device="cpu", precision="fp32")
@@ -48,6 +49,7 @@ def stop_after(slide, tiny_model):
 
 def test_it_counts_the_tiles_and_times_a_few(slide, tiny_model, monkeypatch):
     passes = []
+    monkeypatch.setattr(estimate_module, "ENOUGH_S", 600.0)  # however busy the machine is
     call = Forward._pass
     monkeypatch.setattr(Forward, "_pass", lambda self, t: passes.append(len(t)) or call(self, t))
     found = peka.estimate(slide, tiny_model, config=CPU.model_copy(update={"batch_size": 32}), tiles=16)

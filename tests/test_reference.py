@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_peka.core.errors import SettingError
-from napari_peka.models.reference import AXES, MEAN, PERCENTILES, RESIDUAL, VARIANCES, distances, reference_of
+from napari_peka.models.reference import AXES, MEAN, PERCENTILES, RESIDUAL, ROWS, VARIANCES, distances, reference_of
 
 
 def cloud(n, d, seed=0, rank=8):
@@ -33,7 +33,7 @@ def test_shapes_and_the_one_variance_of_the_rest():
     x = cloud(700, 100)
     ref = reference_of(x)
     assert {k: v.shape for k, v in ref.items()} == {
-        MEAN: (100,), AXES: (64, 100), VARIANCES: (64,), RESIDUAL: (1,), PERCENTILES: (101,),
+        MEAN: (100,), AXES: (64, 100), VARIANCES: (64,), RESIDUAL: (1,), PERCENTILES: (101,), ROWS: (1,),
     }  # fmt: skip
     assert all(v.dtype == np.float32 for v in ref.values())
     np.testing.assert_allclose(ref[AXES] @ ref[AXES].T, np.eye(64), atol=1e-5)
