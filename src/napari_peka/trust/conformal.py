@@ -152,7 +152,7 @@ def recalibrated(
     # the model's distribution as points of equal weight
     points = (np.arange(_POINTS) + 0.5) / _POINTS
     before = np.stack([intervals.at(p) for p in points])
-    weight = np.concatenate([np.full(n, 1 / (n + own)), np.full(_POINTS, own / (n + own) / _POINTS)])
-    # what is nearer to the ends than one of the measured spots is as it was
-    mixed = weighted_quantiles(np.concatenate([scores, before]), weight * n / (n + 1), intervals.probabilities.tolist())
+    whole = n + own + 1  # the spot to come is one more
+    weight = np.concatenate([np.full(n, 1 / whole), np.full(_POINTS, own / whole / _POINTS)])
+    mixed = weighted_quantiles(np.concatenate([scores, before]), weight, intervals.probabilities.tolist())
     return Intervals(intervals.probabilities, np.where(np.isfinite(mixed), mixed, intervals.quantiles), intervals.floor)
