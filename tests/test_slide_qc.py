@@ -244,7 +244,9 @@ def test_info_checks_a_slide_for_a_model(run, sample):
     assert set(plain) | {"checks", "verdict"} == set(data)
     assert {line["key"] for line in data["checks"]} == KEYS
     assert all(set(line) == {"key", "state", "text", "mend"} for line in data["checks"])
-    assert data["verdict"].startswith("Not to be relied on (organ): this model was trained on breast, not on skin")
+    assert data["verdict"].startswith(
+        "Not to be relied on (organ, stain): this model was trained on breast, not on skin"
+    )
     text, _ = run("info", sample, "--model", "demo")
     assert "focus        good: In focus" in text
     _, err = run("info", sample, "--organ", "skin", code=2)
