@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from functools import partial
 from importlib.util import find_spec
 
@@ -292,3 +293,20 @@ def test_a_module_of_another_kind_is_run_by_torch_as_before():
 def test_a_cpu_refuses_a_format_that_it_does_not_compute_in():
     with pytest.raises(SettingError, match="on a CPU choose bf16 or fp32"):
         peka.load_forward(peka.load_model("demo"), peka.PredictConfig(device="cpu", precision="fp16"))
+
+
+def test_an_engine_is_first_called_by_one_thread_alone():
+    """Bindings set themselves up at their first call, and two threads in it would wait for each other for good."""
+    from napari_peka.models.engines import _in_streams
+
+    here, called = threading.get_ident(), []
+
+    def few(images):
+        called.append((threading.get_ident(), len(images)))
+        return images.reshape(len(images), -1)
+
+    run = _in_streams(few, 2, "openvino", 4)
+    assert called == [(here, 1)]
+    images = np.arange(9 * 48, dtype=np.float32).reshape(9, 3, 4, 4)
+    np.testing.assert_array_equal(run.function(images), images.reshape(9, -1))
+    assert all(thread != here for thread, _ in called[1:])

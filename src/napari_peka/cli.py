@@ -42,7 +42,8 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    help="Where each gene is expressed on your own H&E slide, and how far to believe it. Research use only.",
+    help="Where each gene is expressed on your own H&E slide, and how far to believe it. "
+    "Research use only. Not for diagnosis.",
 )
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else there.")]

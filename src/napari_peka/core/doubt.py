@@ -86,7 +86,9 @@ class Intervals:
         SettingError
             If the level is not above 0, or higher than what was calibrated.
         """
-        if not 0 < level <= self.most + 1e-6:
+        if isinstance(level, bool) or not isinstance(level, (int, float, np.number)) or not 0 < level < 1:
+            raise SettingError(f"the level of an interval is a share such as 0.9, got {level!r}")
+        if level > self.most + 1e-6:
             raise SettingError(f"intervals were calibrated for levels up to {self.most:.0%}, not for {level:.4g}")
         return self.at((1 - level) / 2), self.at((1 + level) / 2)
 

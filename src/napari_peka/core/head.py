@@ -14,6 +14,8 @@ from napari_peka.core.half import halves_dot
 from napari_peka.core.neighbours import Neighbours
 
 FloatArray = npt.NDArray[np.floating]
+#: held-out correlation below which a gene counts as not predicted, whatever baselines reach
+LEAST_PCC = 0.15
 #: what may be known of each gene from spots that were held out of training
 MEASURED = ("pcc", "pcc_low", "pcc_high", "attainable_pcc", "baseline_pcc_high")
 
@@ -99,12 +101,13 @@ class GeneHead:
     def predictable(self) -> npt.NDArray[np.bool_]:
         """Genes that the model was shown to predict, bool ``(n_genes,)``; all of them where nobody measured.
 
-        Their held-out PCC lies above the upper confidence bound of the best baseline: what colour, position or chance
-        give. A gene that could not be measured was not shown.
+        Their held-out PCC is at least :data:`LEAST_PCC`, and lies above the upper confidence bound of the best
+        baseline: what colour, position or chance give. A gene that could not be measured was not shown.
         """
         if self.pcc is None or self.baseline_pcc_high is None:
             return np.ones(len(self.genes), bool)
-        return np.asarray(np.nan_to_num(self.pcc, nan=-2) > np.nan_to_num(self.baseline_pcc_high, nan=0))
+        pcc = np.nan_to_num(self.pcc, nan=-2)
+        return np.asarray((pcc >= LEAST_PCC) & (pcc > np.nan_to_num(self.baseline_pcc_high, nan=0)))
 
     @property
     def n_dims(self) -> int:

@@ -25,7 +25,7 @@ _ID = re.compile(r"ENS[A-Z]*\d+(\.\d+)?", re.IGNORECASE)
 #: genes that are named when the filter hides all hits
 _NAMED = 3
 WEAK = "weak or better"
-ALL_GENES = "also genes it cannot predict"
+ALL_GENES = "also genes not shown to be predicted"
 #: least held-out correlation of the genes that are listed
 LEAST_TRUST = {"any": -np.inf, WEAK: 0.15, "fair or better": 0.3, "good": 0.5}
 

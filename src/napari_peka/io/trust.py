@@ -121,6 +121,8 @@ def interval_sentence(prediction: Prediction, gene: str, reach: float | None = N
         text = f"9 of 10 measured values lie within about ±{(below + above) / 2:.2g} {unit} of the map"
     if reach is not None and high - low > reach:
         text += ", a span wider than that of the colours: read areas, not single tiles"
+    if told := (prediction.record.get("intervals") or {}).get("fitted"):
+        text += f" (fitted to {told.get('spots', 0):,} spots of {told.get('section')})"
     return f"{text}."
 
 

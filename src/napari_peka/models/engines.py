@@ -103,7 +103,7 @@ def openvino_run(load: Load, px: int, dtype: torch.dtype, place: Path) -> Run:
         values: Float32Array = own.request.get_output_tensor(0).data.copy()
         return values
 
-    return _in_streams(few, streams, "openvino")
+    return _in_streams(few, streams, "openvino", px)
 
 
 def _kept_program(core: Any, path: Path, options: dict[str, Any]) -> Any:
@@ -158,7 +158,7 @@ def onnx_run(load: Load, px: int, dtype: torch.dtype, place: Path) -> Run:
         values: Float32Array = session.run(None, {"images": images})[0]
         return values
 
-    return _in_streams(few, streams, "onnx")
+    return _in_streams(few, streams, "onnx", px)
 
 
 def _exported_session(ort: Any, encoder: nn.Module, px: int, kept: Path, options: Any) -> Any:
@@ -192,8 +192,13 @@ def _kept_session(ort: Any, path: Path, options: Any) -> Any:
 # -- both ------------------------------------------------------------------------------------------------------------
 
 
-def _in_streams(few: Callable[[Float32Array], Float32Array], streams: int, name: str) -> Run:
-    """Return what shares images out among streams, a thread each; two callers fill each other's gaps."""
+def _in_streams(few: Callable[[Float32Array], Float32Array], streams: int, name: str, px: int) -> Run:
+    """Return what shares images out among streams, a thread each; two callers fill each other's gaps.
+
+    One image is computed before, in this thread: what an engine's bindings set up at their first call they guard by a
+    lock that does not know of Python's, and two threads in it wait for each other for good.
+    """
+    few(np.zeros((1, 3, px, px), np.float32))
     pool = ThreadPoolExecutor(streams, thread_name_prefix=f"peka-{name}")
 
     def function(images: Float32Array) -> Float32Array:

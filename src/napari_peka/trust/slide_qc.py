@@ -30,6 +30,8 @@ STATES: tuple[State, ...] = ("good", "unknown", "doubtful", "bad")
 #: it is 1 to 18 % of the spots of a section that was left out of a training, and 2 to 6 % of the tiles of its slide; on
 #: slides of two other laboratories 92 and 100 %
 SOME, MOST = 0.25, 0.75
+#: share of a map's tiles unlike the training data from which on that is said: the tissue's rim alone is some 5 %
+NOTICED = 0.1
 #: percentiles of the training spots within which a tile is like them
 WITHIN = (1, 99)
 #: grey levels by which a colour may lie beyond: fewer are not seen, and one more section of a laboratory brings them
@@ -297,7 +299,7 @@ def focus_line(sharp: FloatArray, reference: FloatArray | None) -> Line:
         return Line("focus", state, f"In focus{some}.")
     return Line(
         "focus", state, f"{share:.0%} of the tiles are more blurred than {than}.",
-        "scan it again in focus, or predict only where it is sharp",
+        "scan it again in focus, or predict only where it is sharp; if it looks sharp, its µm per pixel may be wrong",
     )  # fmt: skip
 
 
@@ -331,11 +333,13 @@ def likeness_line(ood: FloatArray | None) -> Line:
         return Line("likeness", "unknown", "The model cannot tell which tiles are unlike its training data.",
                     "train it again with this version to know")  # fmt: skip
     share = float((known >= OUTSIDE).mean())
-    if (state := state_of(share)) == "good":
+    state = state_of(share) if share >= SOME or share < NOTICED else "doubtful"
+    if state == "good":
         return Line("likeness", state, f"{1 - share:.0%} of the tiles are like the training data.")
     few = f"Only {1 - share:.0%} of the tiles are" if share < 1 else "No tile is"
+    hatched = ", the others are hatched" if share < 1 else ""
     return Line(
-        "likeness", state, f"{few} like the training data.",
+        "likeness", state, f"{few} like the training data{hatched}.",
         "believe the map only where tiles are like it, and look at what is not" if share < 1 else "do not believe it",
     )  # fmt: skip
 

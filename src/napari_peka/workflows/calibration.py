@@ -31,6 +31,7 @@ _SLACK = 0.02
 _AT_ONCE = 512
 #: key of a record's intervals that says which spots they were fitted to
 FITTED = "fitted"
+SEEN = "the model was trained on these very spots: that says nothing of others"
 #: what the plot shows, for who sees one
 MEANING = (
     "Each point says how many of the measured spots lie within the intervals that should hold 50, 80, 90 or 95 of 100. "
@@ -219,7 +220,7 @@ def calibrations(
             held = shares_held(own, t, p, s, levels)
             parts[name].append((held, np.ptp(t, axis=0) > 0 if len(t) else np.zeros(len(some), bool)))
         progress.advance(len(some))
-    fitted = fitted_words(check.prediction, check.section)
+    fitted = SEEN if check.seen else fitted_words(check.prediction, check.section)
     out = {}
     for name, these in rows.items():
         both = parts[name] or [(np.empty((len(levels), 0)), np.empty(0, bool))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.core.doubt import LEVEL, Intervals
-from napari_peka.core.errors import SettingError
+from napari_peka.core.errors import SectionError, SettingError
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.io.prediction import Prediction, doubt_record
 from napari_peka.io.store import result_path, save_result
@@ -68,18 +69,27 @@ def recalibrate(
     Raises
     ------
     SectionError
-        If the section is of another slide, or none of its spots lies on the map.
+        If the section is of another slide, none of its spots lies on the map, or the model was trained on it.
     SettingError
         If the map has no intervals or is not finished, or there are fewer than 20 spots on it.
     OutputMismatch, StoreError
         If the output is there already, or cannot be written.
     """
+    for value, opener in ((prediction, "read_prediction"), (section, "read_section")):
+        if isinstance(value, (str, os.PathLike)):
+            said = os.fspath(value)
+            raise SettingError(f"{said!r} is a name; open it first: napari_peka.{opener}({said!r})")
     prediction.needed_intervals()
     if prediction.partial or prediction.n_done < len(prediction.tiles):
         raise SettingError("the map is not finished; finish it first, then fit its intervals")
     target = prediction.path if output is None else result_path(output)
     own = dataclasses.replace(prediction, intervals=prediction.model_intervals or prediction.intervals)
     made = check(own, section)
+    if made.seen:
+        raise SectionError(
+            f"the model was trained on {section.section_id}, where its errors are smaller than elsewhere: fit "
+            "intervals to spots that it has not seen"
+        )
     rows = np.flatnonzero(made.inside)
     if len(rows) < MIN_SPOTS:
         raise SettingError(
