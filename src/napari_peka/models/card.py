@@ -237,8 +237,8 @@ def _genes(model: Model) -> str:
     if model.head.baseline_pcc_high is not None:
         parts.append(
             f"{int(model.head.predictable.sum())} it was shown to predict better than colour, position or chance: "
-            "their held-out PCC is 0.15 or more and lies above the upper confidence bound of these baselines on the same "
-            "spots. The others are marked, and drawn only when they are asked for."
+            "their held-out PCC is 0.15 or more and lies above the upper confidence bound of these baselines on the "
+            "same spots. The others are marked, and drawn only when they are asked for."
         )
     if len(order):
         parts += ["### Best predicted", _gene_table(model, order[:BEST])]
