@@ -33,7 +33,7 @@ from pipeline import cpu_name
 import napari_peka as peka
 from napari_peka.models._torchvision import ensure_torchvision
 from napari_peka.models.backends import ENGINES, TORCH, compiled
-from napari_peka.models.encoder import cpu_has_bf16
+from napari_peka.models.devices import cpu_has_bf16
 from napari_peka.models.student import build_student
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}

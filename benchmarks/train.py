@@ -31,7 +31,8 @@ from torch import nn
 from napari_peka.config import TrainConfig
 from napari_peka.io.tiles import SpotTiles, TileBank
 from napari_peka.models.adapters import add_adapter, start_training, trainable_share
-from napari_peka.models.encoder import Normaliser, choose_device, choose_precision, load_encoder
+from napari_peka.models.devices import choose_device, choose_precision
+from napari_peka.models.encoder import Normaliser, load_encoder
 from napari_peka.models.registry import AdapterSpec
 from napari_peka.models.student import translate_mlp
 from napari_peka.models.targets import resolve_adapter

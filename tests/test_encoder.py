@@ -13,12 +13,11 @@ from napari_peka.models.registry import ENCODERS, AdapterSpec, encoder_card
 torch = pytest.importorskip("torch")
 
 from napari_peka.models.adapters import target_layers
+from napari_peka.models.devices import choose_device, choose_precision
 from napari_peka.models.encoder import (
     Encoder,
     Normaliser,
     build_encoder,
-    choose_device,
-    choose_precision,
     complete,
     load_encoder,
     read_at,

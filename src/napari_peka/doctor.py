@@ -74,7 +74,7 @@ def _torch() -> Finding:
     import torch
 
     from napari_peka.models.backends import choose_backend
-    from napari_peka.models.encoder import choose_device, choose_precision
+    from napari_peka.models.devices import choose_device, choose_precision
 
     device = choose_device("auto")
     dtype = choose_precision("auto", device)

@@ -1,4 +1,4 @@
-"""From a card to a module that turns tiles into embeddings. Device and number format are chosen here only."""
+"""From a card to a module that turns tiles into embeddings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch import nn
 
 from napari_peka.core.errors import (
     BundleError,
-    DeviceError,
     EncoderUnavailable,
     SettingError,
     UnknownName,
@@ -26,8 +25,6 @@ from napari_peka.models.registry import POOLED, TIMM_PREFIX, EncoderCard
 from napari_peka.models.weights import check_sha256, find_weights, read_shapes, read_tensors
 
 SEED = 20260211
-#: number formats to compute in
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: pooler widths of the layouts that bring their own: heads, and whether projections have a bias
 POOLERS = {"conch": (8, True), "conch15": (8, False)}
 
@@ -316,61 +313,6 @@ def _load(card: EncoderCard, weights: str | Path | None, offline: bool, random: 
     encoder.load_state_dict(owned, strict=True, assign=True)
     encoder.eval().requires_grad_(False)
     return encoder
-
-
-def choose_device(name: str = "auto") -> torch.device:
-    """Return the device to compute on; ``"auto"`` takes CUDA, then MPS, then the CPU.
-
-    Raises
-    ------
-    DeviceError
-        If the device asked for is not there; what there is is named.
-    """
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as e:
-        raise DeviceError(f"there is no device {name!r}; one of auto, cpu, cuda, cuda:1, mps") from e
-    count = {"cpu": 1, "cuda": torch.cuda.device_count() if cuda else 0, "mps": int(mps)}
-    if device.type not in count:
-        raise DeviceError(f"the device {name!r} is not supported; one of auto, cpu, cuda, mps")
-    if (device.index or 0) >= count[device.type]:
-        here = ", ".join(f"{n} × {kind}" for kind, n in count.items() if n)
-        mend = "install a torch built for it, or its driver" if not count[device.type] else "choose one of them"
-        raise DeviceError(f"the device {name!r} is not here (there is {here}); use auto, or {mend}")
-    return device
-
-
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the number format to compute in.
-
-    ``"auto"``: bf16 on a GPU that has it, else fp16; on a CPU bf16 only where it has instructions for it (elsewhere
-    it is slower than fp32); fp32 on MPS.
-
-    Raises
-    ------
-    SettingError
-        If there is no such format, or the device does not compute in it.
-    """
-    if name == "fp16" and device.type == "cpu":
-        raise SettingError("fp16 is computed on GPUs alone; on a CPU choose bf16 or fp32")
-    if name in PRECISIONS:
-        return PRECISIONS[name]
-    if name != "auto":
-        raise SettingError(f"there is no precision {name!r}; one of auto, {', '.join(PRECISIONS)}")
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-    if device.type == "cpu" and cpu_has_bf16():
-        return torch.bfloat16
-    return torch.float32
-
-
-def cpu_has_bf16() -> bool:
-    """Return whether this CPU multiplies bf16 in hardware (AVX512-BF16 or AMX), as torch reports it."""
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, p)()) for p in probes if hasattr(torch.cpu, p))
 
 
 class Normaliser(nn.Module):

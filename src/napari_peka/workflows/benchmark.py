@@ -163,7 +163,7 @@ class EncoderTable:
         self, paired: Paired, split: part.Split, config: BenchmarkConfig, encoder: str, folder: Path,
         progress: Progress,
     ) -> None:  # fmt: skip
-        from napari_peka.models.encoder import choose_device, choose_precision
+        from napari_peka.models.devices import choose_device, choose_precision
 
         self.paired, self.split = paired, split
         self.config, self.encoder, self.progress = config, encoder, progress

@@ -165,7 +165,8 @@ def measure_speed(config: TrainConfig, *, progress: Progress) -> Speed:
     import torch
 
     from napari_peka.models import adapters
-    from napari_peka.models.encoder import Normaliser, choose_device, choose_precision, load_encoder
+    from napari_peka.models.devices import choose_device, choose_precision
+    from napari_peka.models.encoder import Normaliser, load_encoder
     from napari_peka.models.targets import resolve_adapter
     from napari_peka.training.learn import card_of, lighten, wanted_adapter
 

@@ -261,7 +261,7 @@ def load_forward(model: Model, config: PredictConfig | None = None, *, offline: 
 
     from napari_peka.infer.forward import Forward
     from napari_peka.models.backends import TORCH, choose_backend, compiled
-    from napari_peka.models.encoder import choose_device, choose_precision
+    from napari_peka.models.devices import choose_device, choose_precision
     from napari_peka.models.engines import AT_ONCE, TURNS
     from napari_peka.models.student import build_student
     from napari_peka.models.weights import weights_mark

@@ -133,7 +133,7 @@ def speeds(model: Model, *, device: str = "auto", seconds: float = ENOUGH_S, pro
     import psutil
 
     from napari_peka.models.backends import choose_backend
-    from napari_peka.models.encoder import PRECISIONS, choose_device, choose_precision
+    from napari_peka.models.devices import PRECISIONS, choose_device, choose_precision
 
     on = choose_device(device)
     auto = choose_precision("auto", on)
@@ -165,7 +165,7 @@ def _candidates(device: torch.device) -> Iterator[tuple[str, Any]]:
     import torch
 
     from napari_peka.models.backends import ENGINES, TORCH
-    from napari_peka.models.encoder import PRECISIONS, choose_precision
+    from napari_peka.models.devices import PRECISIONS, choose_precision
 
     at_hand = {torch.float32, choose_precision("auto", device)} | ({torch.float16} if device.type != "cpu" else set())
     for backend in (TORCH, *(ENGINES if device.type == "cpu" else ())):

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from napari_peka.training.learner import History, Look, OnEpoch, OnLook, Watch
 
+Float32 = npt.NDArray[np.float32]
 REPORT, TENSORBOARD = "report", "tensorboard"
 #: in a working folder: that a training was ended early, and after how many epochs
 ENDED_FILE = "ended.json"
@@ -108,7 +109,8 @@ def train(
     OutputMismatch, StoreError
         If the output cannot be written, or belongs to something else.
     """
-    from napari_peka.models.encoder import choose_device, choose_precision, fetch_weights
+    from napari_peka.models.devices import choose_device, choose_precision
+    from napari_peka.models.encoder import fetch_weights
     from napari_peka.training.learn import card_of, tile_spec
 
     sections, config = as_sections(sections), config or TrainConfig()
@@ -342,9 +344,7 @@ class _Walk:
         ran = {"precision": str(self.dtype).removeprefix("torch."), "device": self.device.type}
         return part.made_of(self.paired, self.split, self.config) | ran
 
-    def _kept(
-        self, number: int
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], list[dict[str, Any]]] | None:
+    def _kept(self, number: int) -> tuple[Float32, Float32, list[dict[str, Any]]] | None:
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
@@ -357,7 +357,7 @@ class _Walk:
             return None
         return (predicted, spread, curves) if len(predicted) == len(spread) == self.folds[number].test.sum() else None
 
-    def _keep(self, number: int, predicted: npt.NDArray[np.float32], spread: npt.NDArray[np.float32]) -> None:
+    def _keep(self, number: int, predicted: Float32, spread: Float32) -> None:
         from safetensors.numpy import save
 
         name = self.folds[number].name
