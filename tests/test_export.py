@@ -27,10 +27,11 @@ from napari_peka.core.head import GeneHead
 from napari_peka.core.progress import Cancelled, JobProgress
 from napari_peka.io.export import FORMATS, export
 from napari_peka.io.exports import base, spatial_data, tables
-from napari_peka.io.exports.base import ANNOTATION, MARK, UNLIKE, annotated
+from napari_peka.io.exports.base import ANNOTATION, MARK, annotated
 from napari_peka.io.figure import REGION_COLOUR
 from napari_peka.io.prediction import RESEARCH_USE, Prediction
 from napari_peka.io.regions import regions_by_name, write_regions
+from napari_peka.io.trust import UNLIKE
 
 GENES = ("KRT8", "CD3E")
 

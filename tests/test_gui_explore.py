@@ -22,11 +22,12 @@ from napari_peka.gui import layers, map_layers, reader, region_layers
 from napari_peka.gui.explore_widget import SETTLE_MS, ExploreWidget
 from napari_peka.gui.export_panel import LISTED, THIS
 from napari_peka.gui.gene_model import DIFFERENCE, MEASURES
-from napari_peka.gui.here import NOWHERE, ordinal, reading
+from napari_peka.gui.here import NOWHERE, reading
 from napari_peka.gui.look import COLORMAPS, Look, colours
 from napari_peka.gui.session import session_of
 from napari_peka.gui.session_file import read_session, save_session, show_session
 from napari_peka.io.figure import contrast_limits
+from napari_peka.io.trust import ordinal
 
 WAIT_MS = 60_000
 pytestmark = [

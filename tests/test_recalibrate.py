@@ -68,7 +68,7 @@ def stand_in(truth, predicted, spread, intervals):
     return SimpleNamespace(
         genes=genes, index=genes.index, intervals=intervals, inside=np.isfinite(predicted[:, 0]), spread=spread,
         values_of=lambda columns: (truth[:, columns], predicted[:, columns]),
-        prediction=SimpleNamespace(record={}), section=SimpleNamespace(fingerprint="f"), seen=False,
+        prediction=SimpleNamespace(fitted={}), section=SimpleNamespace(fingerprint="f"), seen=False,
     )  # fmt: skip
 
 

@@ -170,8 +170,7 @@ def recalibrate(
     one = {"image": image, "section": section, "mpp": mpp, "affine": affine}
     with _opened([spots], one, None, bin_um, result.name, _BEGINS_ANEW) as (opened, progress):
         made = run(prediction, opened[0], output=output, overwrite=overwrite, progress=progress)
-        fitted = made.record["intervals"]["fitted"]
-        data = {"result": str(made.path), **{k: fitted[k] for k in ("section", "spots", "genes", "coverage_90")},
+        data = {"result": str(made.path), **{k: made.fitted[k] for k in ("section", "spots", "genes", "coverage_90")},
                 "warnings": list(progress.notes)}  # fmt: skip
     write_result(data, as_json, recalibrated_text(data))
 

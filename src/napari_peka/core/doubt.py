@@ -16,6 +16,7 @@ import numpy.typing as npt
 from napari_peka.core.errors import SettingError
 
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 FloatArray = npt.NDArray[np.floating]
 #: numbers of genes
 Genes = Sequence[int] | npt.NDArray[np.integer]
@@ -28,6 +29,8 @@ PROBABILITIES = (0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)
 OUTSIDE = 99.0
 #: opacity of a tile that says nothing: to be seen that it is there, no more
 FAINT = 0.15
+#: levels are sums of shares: rounding
+_TINY = 1e-6
 #: a tile fades from the first of these percentiles to the second
 _UNLIKE = (95.0, OUTSIDE)
 #: and from the first of these widths of its interval to the second, in ranges of the gene's values on the map
@@ -73,6 +76,14 @@ class Intervals:
         """The widest level that can be asked for: few left-out spots tell nothing of rare errors."""
         return float(1 - 2 * max(self.probabilities[0], 1 - self.probabilities[-1]))
 
+    def reaches(self, level: float) -> bool:
+        """Whether intervals of this level were calibrated."""
+        return bool(level <= self.most + _TINY)
+
+    def tell(self, gene: int, level: float = LEVEL) -> bool:
+        """Whether a gene, by its number, has an interval of this level."""
+        return self.reaches(level) and bool(np.isfinite(self.quantiles[:, gene]).all())
+
     def ends(self, level: float = LEVEL) -> tuple[Float32, Float32]:
         """Return the ends of each gene's interval around 0, for a spread of 1, ``(g,)`` each.
 
@@ -88,7 +99,7 @@ class Intervals:
         """
         if isinstance(level, bool) or not isinstance(level, (int, float, np.number)) or not 0 < level < 1:
             raise SettingError(f"the level of an interval is a share such as 0.9, got {level!r}")
-        if level > self.most + 1e-6:
+        if not self.reaches(level):
             raise SettingError(f"intervals were calibrated for levels up to {self.most:.0%}, not for {level:.4g}")
         return self.at((1 - level) / 2), self.at((1 + level) / 2)
 
@@ -115,6 +126,42 @@ class Intervals:
         if self.floor is not None:  # NaN stays
             lower, upper = np.maximum(lower, self.floor), np.maximum(upper, self.floor)
         return np.asarray(lower, np.float32), np.asarray(upper, np.float32)
+
+    def shares_held(
+        self, truth: FloatArray, predicted: FloatArray, spread: FloatArray, levels: Sequence[float] = (LEVEL,)
+    ) -> Float64:
+        """Return the share of measured values within the intervals of each level and gene, float64 ``(k, g)``.
+
+        Parameters
+        ----------
+        truth, predicted
+            ``(n, g)``; what is NaN does not count.
+        spread
+            ``(n,)``.
+        levels
+            ``k`` of them, as for :meth:`ends`.
+
+        Returns
+        -------
+        numpy.ndarray
+            NaN where a gene has no values or no intervals, and for a level that was not calibrated.
+        """
+        out = np.full((len(levels), truth.shape[1]), np.nan)
+        if not len(truth):
+            return out
+        # in units of the spread, as quantiles are: compared as they were calibrated, and divided once for all levels
+        score = (truth - predicted) / np.asarray(spread, np.float32)[:, None]
+        known = np.isfinite(score).sum(0)
+        below = None if self.floor is None else truth <= self.floor
+        for k, level in enumerate(levels):
+            if not self.reaches(level):
+                continue
+            low, high = self.ends(level)
+            under = score <= high if below is None else (score <= high) | below
+            inside = np.count_nonzero((score >= low) & under, axis=0)
+            some = self.known & (known > 0)
+            out[k, some] = inside[some] / known[some]
+        return out
 
     def only(self, genes: Genes) -> Intervals:
         """Return the intervals of some genes, by their numbers."""

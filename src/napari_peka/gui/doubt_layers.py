@@ -15,6 +15,7 @@ import numpy.typing as npt
 from napari_peka.gui.layers import KEY, LayerTuple, fingerprint_of, gene_of, kept, prediction_of, raster_place
 from napari_peka.gui.look import Look, colours
 from napari_peka.io.figure import contrast_limits
+from napari_peka.io.trust import UNLIKE as PERCENTILE
 from napari_peka.io.trust import interval_width, tile_opacity, unlike
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def _doubt(layer: Any, prediction: Prediction) -> tuple[Raster, str]:
     if doubts_of(layer).shown == UNLIKE or gene is None:
         ood = prediction.ood
         nothing = np.full(len(prediction.tiles), np.nan, np.float32)
-        return prediction.tiles.raster(nothing if ood is None else ood), "unlike the training data (percentile)"
+        return prediction.tiles.raster(nothing if ood is None else ood), PERCENTILE
     width = interval_width(prediction, gene, _values(layer, prediction))
     nothing = np.full(len(prediction.tiles), np.nan, np.float32)
     raster = prediction.tiles.raster(nothing if width is None else width, prediction.unit)

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from qtpy.compat import isalive
 
-from napari_peka.core.doubt import LEVEL, OUTSIDE
+from napari_peka.core.doubt import LEVEL
 from napari_peka.gui import layers, map_layers
 from napari_peka.gui.choosers import Text
-from napari_peka.io.trust import gene_trust
+from napari_peka.io.trust import gene_trust, ordinal, unlike
 
 NOWHERE = "point at the map to read it"
 
@@ -60,10 +60,10 @@ def reading(layer: Any, world: Any) -> str:
     tile = _tile(prediction, at)
     between = "" if gene is None or tile is None else _interval(layer, prediction, gene, value, tile)
     trust = "" if gene is None else f"; {gene_trust(prediction.head, gene)}"
-    unlike = tile is not None and prediction.ood is not None and prediction.ood[tile] >= OUTSIDE
+    odd = tile is not None and unlike(prediction)[tile]
     return (
         f"here: {value:.3g} {unit}, {ordinal(round(100 * rank))} percentile of this map{between}{trust}"
-        f"{'; unlike the training data: do not believe it' if unlike else ''}"
+        f"{'; unlike the training data: do not believe it' if odd else ''}"
     )
 
 
@@ -78,16 +78,10 @@ def _interval(layer: Any, prediction: Any, gene: str, value: float, tile: int) -
     """Return the 90 % interval of the value at a tile, as the map shows values; empty where it is not known."""
     column, look = prediction.head.index(gene), map_layers.look_of(layer)
     intervals = prediction.intervals
-    if intervals is None or not intervals.known[column] or intervals.most < LEVEL - 1e-6:
+    if intervals is None or not intervals.tell(column):
         return ""
     rows = np.array([tile])
     own = prediction.values(gene, rows) if look.shows_linear(prediction.unit) else np.array([value], np.float32)
-    spread = np.ones(1, np.float32) if prediction.spread is None else prediction.spread[rows]
-    lower, upper = (look.values(x, prediction.unit)[0] for x in intervals.around(own, spread, LEVEL, column))
+    both = intervals.around(own, prediction.spread_of(rows), LEVEL, column)
+    lower, upper = (look.values(end, prediction.unit)[0] for end in both)
     return f"; 9 of 10 measured values between {lower:.3g} and {upper:.3g}"
-
-
-def ordinal(n: int) -> str:
-    """Return a number as a place in an order: 1st, 2nd, 11th."""
-    ending = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
-    return f"{n}{ending}"

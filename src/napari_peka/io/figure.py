@@ -12,13 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.core import files
-from napari_peka.core.doubt import OUTSIDE
 from napari_peka.core.errors import Undecodable
 from napari_peka.core.geometry import Rect, TileTable
 from napari_peka.core.raster import Raster
 from napari_peka.io.prediction import RESEARCH_USE, Prediction
 from napari_peka.io.statistics import SCORE_UNIT, gene_set_score, known_genes
-from napari_peka.io.trust import gene_trust, trust_text
+from napari_peka.io.trust import gene_trust, trust_text, unlike
 
 if TYPE_CHECKING:
     from napari_peka.io.slide import Slide
@@ -204,9 +203,10 @@ def _hatch(axis: Any, prediction: Prediction) -> None:
     """Hatch the tiles that are unlike the training data, dark upon light, so that they are seen on any colour."""
     import matplotlib
 
-    if prediction.ood is None or not (unlike := prediction.ood >= OUTSIDE).any():
+    odd = unlike(prediction)
+    if not odd.any():
         return
-    raster = prediction.tiles.raster(unlike.astype(np.float32))
+    raster = prediction.tiles.raster(odd.astype(np.float32))
     (y0, x0), (sy, sx) = raster.origin_yx, raster.scale_yx
     # contours run between samples: several a tile keep to its square
     mask = np.kron(np.pad(np.nan_to_num(raster.data), 1), np.ones((_A_TILE, _A_TILE)))
@@ -296,8 +296,8 @@ def _footer(prediction: Prediction) -> str:
     parts += [RESEARCH_USE, f"{f'Model {model}, t' if model else 'T'}iles of {spec.size_um:.0f} µm{every}."]
     if prediction.pcc_split and prediction.head.pcc is not None:
         parts.append(f"PCC: {prediction.pcc_split}.")
-    if prediction.ood is not None and (unlike := float((prediction.ood >= OUTSIDE).mean())):
-        parts.append(f"Hatched: {unlike:.1%} of the tiles are unlike the training data, do not believe the map there.")
+    if odd := float(unlike(prediction).mean()):
+        parts.append(f"Hatched: {odd:.1%} of the tiles are unlike the training data, do not believe the map there.")
     if bad := prediction.n_unreadable:
         parts.append(f"{bad} of {len(prediction.tiles)} tiles could not be read.")
     return "  ".join(parts)

@@ -26,6 +26,8 @@ EMBEDDINGS = "X_peka"
 WEIGHTS, RESIDUALS = "peka_weights", "peka_residuals"
 #: the model's own quantiles, where those of a result were fitted to measured spots
 RESIDUALS_OF_MODEL = "peka_residuals_of_model"
+#: entry of ``record["intervals"]`` that says by which measured spots they were fitted
+FITTED = "fitted"
 #: columns of ``obs``: how unlike the training data a tile is, and how much wider intervals are there
 OOD, SPREAD = "ood", "spread"
 RESEARCH_USE = "Research use only. Not for diagnosis."
@@ -161,8 +163,16 @@ class Prediction:
         """
         at, known = self.head.index(gene), self.needed_intervals()
         values = self.values(gene, rows)
-        wide = np.ones(len(self.tiles), np.float32) if self.spread is None else self.spread
-        return known.around(values, wide if rows is None else wide[rows], level, at)
+        return known.around(values, self.spread_of(slice(None) if rows is None else rows), level, at)
+
+    def spread_of(self, rows: npt.NDArray[np.integer] | slice = slice(None)) -> npt.NDArray[np.float32]:
+        """Return :attr:`spread` of some tiles, 1 where nothing is known of it, not to be written to."""
+        return (np.broadcast_to(np.float32(1), (len(self.tiles),)) if self.spread is None else self.spread)[rows]
+
+    @property
+    def fitted(self) -> dict[str, Any]:
+        """By which spots, measured on this slide, :attr:`intervals` were fitted; empty where they are the model's."""
+        return dict((self.record.get("intervals") or {}).get(FITTED) or {})
 
     def needed_intervals(self) -> Intervals:
         """Return :attr:`intervals`, for what cannot be done without them.

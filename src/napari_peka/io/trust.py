@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Float32 = npt.NDArray[np.float32]
 NOT_SHOWN = "not shown to be predicted"
+#: the percentile of a tile, as channels and colour bars call it
+UNLIKE = "unlike the training data (percentile)"
 #: an interval whose one side is longer than the other by more than this is told by both
 _LOPSIDED = 1.5
 
@@ -109,7 +111,7 @@ def legend(prediction: Prediction, gene: str, *, reach: float | None = None, hat
 def interval_sentence(prediction: Prediction, gene: str, reach: float | None = None) -> str:
     """Return how far measured values lie from the map of a gene; empty where the model cannot tell."""
     intervals, at = prediction.intervals, prediction.head.index(gene)
-    if intervals is None or not intervals.known[at] or intervals.most < LEVEL - 1e-6:
+    if intervals is None or not intervals.tell(at):
         return ""
     spread = 1.0 if prediction.spread is None else _median(prediction.spread)
     low, high = (float(end[at]) * spread for end in intervals.ends(LEVEL))
@@ -121,7 +123,7 @@ def interval_sentence(prediction: Prediction, gene: str, reach: float | None = N
         text = f"9 of 10 measured values lie within about ±{(below + above) / 2:.2g} {unit} of the map"
     if reach is not None and high - low > reach:
         text += ", a span wider than that of the colours: read areas, not single tiles"
-    if told := (prediction.record.get("intervals") or {}).get("fitted"):
+    if told := prediction.fitted:
         text += f" (fitted to {told.get('spots', 0):,} spots of {told.get('section')})"
     return f"{text}."
 
@@ -157,6 +159,12 @@ def percent(share: float) -> str:
     return f"{min(round(100 * share), 99) if share < 1 else 100} %"
 
 
+def ordinal(n: int) -> str:
+    """Return a number as a place in an order: 1st, 2nd, 11th."""
+    ending = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n}{ending}"
+
+
 def interval_width(prediction: Prediction, gene: str, values: Float32 | None = None) -> Float32 | None:
     """Return the width of the 90 % interval of a gene at each tile, ``(n,)`` in the map's unit; None: not known.
 
@@ -175,11 +183,10 @@ def interval_width(prediction: Prediction, gene: str, values: Float32 | None = N
         If the model does not know the gene.
     """
     intervals, at = prediction.intervals, prediction.head.index(gene)
-    if intervals is None or not intervals.known[at] or intervals.most < LEVEL - 1e-6:
+    if intervals is None or not intervals.tell(at):
         return None
     values = prediction.values(gene) if values is None else values
-    spread = np.ones(len(values), np.float32) if prediction.spread is None else prediction.spread
-    lower, upper = intervals.around(values, spread, LEVEL, at)
+    lower, upper = intervals.around(values, prediction.spread_of(), LEVEL, at)
     return np.asarray(upper - lower, np.float32)
 
 

@@ -145,8 +145,7 @@ class Model:
         An embedding that was narrowed to what genes need no longer tells a fold or a wrong scale, so distances are then
         measured before.
         """
-        names = (k for k in self.carried if k.startswith(reference.IMAGE))
-        return {reference.PREFIX + k.removeprefix(reference.IMAGE): self.carried[k].astype(np.float32) for k in names}
+        return {k: v.astype(np.float32) for k, v in reference.of_image(self.carried).items()}
 
     @property
     def seen_dims(self) -> int:
@@ -181,6 +180,19 @@ class Model:
             return self.likeness.percentile(reference.distances(seen, self.carried))
         return Likeness(self.image_reference[reference.PERCENTILES], 0).percentile(seen[:, -1])
 
+    def doubt(self, seen: npt.NDArray[np.floating]) -> tuple[Float32, Float32]:
+        """Return :meth:`ood` and :meth:`spread` of tiles; a distance that both rest on is measured once.
+
+        Parameters
+        ----------
+        seen
+            As for :meth:`ood`.
+        """
+        if self.likeness is None or self.image_reference:
+            return self.ood(seen), self.spread(seen[:, : self.head.embedding_dims])
+        far = reference.distances(seen, self.carried)
+        return self.likeness.percentile(far), self.likeness.spread(far)
+
     @property
     def hvg50(self) -> tuple[str, ...]:
         """The most variable genes of the training spots; empty when nobody says."""
@@ -200,7 +212,7 @@ class Model:
     @property
     def reference(self) -> dict[str, Float32]:
         """Statistics of training embeddings for `models.reference.distances`; empty when there are none."""
-        return {k: np.asarray(v, np.float32) for k, v in self.carried.items() if k.startswith("reference.")}
+        return {k: np.asarray(v, np.float32) for k, v in self.carried.items() if k.startswith(reference.PREFIX)}
 
     @property
     def trained_on(self) -> tuple[dict[str, Any], ...]:
@@ -398,12 +410,9 @@ def _wanted_carried(spec: BundleSpec, shapes: dict[str, tuple[int, ...]]) -> dic
             wanted[name] = (g,)
     if any(name.startswith(reference.PREFIX) for name in shapes):
         wanted |= reference.shapes_of(shapes, d)
-    if any(name.startswith(reference.IMAGE) for name in shapes):
-        image = {reference.PREFIX + k.removeprefix(reference.IMAGE): v for k, v in shapes.items()
-                 if k.startswith(reference.IMAGE)}  # fmt: skip
+    if image := reference.of_image(shapes):
         width = spec.translate[0] if spec.translate else d
-        asked = reference.shapes_of(image, width)
-        wanted |= {reference.IMAGE + k.removeprefix(reference.PREFIX): v for k, v in asked.items()}
+        wanted |= reference.as_image(reference.shapes_of(image, width))
     return wanted
 
 

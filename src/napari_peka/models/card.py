@@ -158,10 +158,9 @@ def _intervals(model: Model) -> list[str]:
         else f"On sections that had no part in their calibration, those of 90 % held {covered:.1%} of all values."
     )
     return [
-        "**Intervals.** From the residuals of held-out spots, grouped by section (cross-conformal). "
-        + held
-        + " For another "
-        "patient or laboratory than those above they hold less, and nobody can say by how much without measured spots."
+        f"**Intervals.** From the residuals of held-out spots, grouped by section (cross-conformal). {held} For "
+        "another patient or laboratory than those above they hold less, and nobody can say by how much without "
+        "measured spots."
     ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from napari_peka.core.errors import SettingError
 
 FloatArray = npt.NDArray[np.floating]
 Arrays = dict[str, npt.NDArray[np.float32]]
+T = TypeVar("T")
 
 #: what names of these tensors begin with, and of those of what an encoder saw before it was narrowed
 PREFIX, IMAGE = "reference.", "reference.image."
@@ -80,10 +82,19 @@ def reference_of(embeddings: FloatArray, groups: npt.ArrayLike | None = None) ->
     return {**_fitted(whole, shift), PERCENTILES: percentiles, ROWS: np.array([len(x)], np.float32)}
 
 
+def of_image(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Return what is there of an encoder before it was narrowed, under the names of :func:`reference_of`."""
+    return {PREFIX + name.removeprefix(IMAGE): t for name, t in tensors.items() if name.startswith(IMAGE)}
+
+
+def as_image(statistics: Mapping[str, T]) -> dict[str, T]:
+    """Return what :func:`of_image` undoes."""
+    return {IMAGE + name.removeprefix(PREFIX): t for name, t in statistics.items()}
+
+
 def image_reference_of(embeddings: FloatArray, groups: npt.ArrayLike | None = None) -> Arrays:
     """Return :func:`reference_of` under the names of what an encoder saw before it was narrowed."""
-    made = reference_of(embeddings, groups)
-    return {IMAGE + name.removeprefix(PREFIX): values for name, values in made.items()}
+    return as_image(reference_of(embeddings, groups))
 
 
 def distances(embeddings: FloatArray, reference: Mapping[str, npt.NDArray[np.floating]]) -> npt.NDArray[np.float32]:
@@ -112,14 +123,8 @@ def distances(embeddings: FloatArray, reference: Mapping[str, npt.NDArray[np.flo
 def shapes_of(shapes: Mapping[str, tuple[int, ...]], d: int) -> dict[str, tuple[int, ...]]:
     """Return the shapes that statistics of embeddings ``(n, d)`` must have, by name, where `shapes` are there."""
     k = (shapes.get(VARIANCES) or (0,))[0]
-    wanted: dict[str, tuple[int, ...]] = {
-        MEAN: (d,),
-        AXES: (k, d),
-        VARIANCES: (k,),
-        RESIDUAL: (1,),
-        PERCENTILES: (101,),
-    }
-    return wanted | ({ROWS: (1,)} if ROWS in shapes else {})
+    rows = {ROWS: (1,)} if ROWS in shapes else {}
+    return {MEAN: (d,), AXES: (k, d), VARIANCES: (k,), RESIDUAL: (1,), PERCENTILES: (101,), **rows}
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_peka.core.doubt import LEVEL, Intervals
+from napari_peka.core.doubt import Intervals
 from napari_peka.core.errors import SettingError
 from napari_peka.training import confidence
 from napari_peka.training.baselines import BASELINES
@@ -203,11 +203,9 @@ def score_parts(
 
 def _covered(m: Measured, intervals: Intervals | Mapping[str, Intervals] | None) -> Table:
     own = intervals.get(m.section_id) if isinstance(intervals, Mapping) else intervals
-    if own is None or own.most < LEVEL - 1e-6:
+    if own is None:
         return np.full(m.truth.shape[1], np.nan)
-    lower, upper = own.around(m.predicted, np.ones(len(m.truth)) if m.spread is None else m.spread)
-    known = np.isfinite(lower) & np.isfinite(upper) & np.isfinite(m.truth)
-    return nan_mean(np.where(known, (m.truth >= lower) & (m.truth <= upper), np.nan), 0)
+    return own.shares_held(m.truth, m.predicted, np.ones(len(m.truth)) if m.spread is None else m.spread)[0]
 
 
 def summarise(board: Scoreboard, *, seed: int = 0) -> dict[str, Any]:

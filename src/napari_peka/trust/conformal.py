@@ -69,8 +69,8 @@ def calibrate(
     SettingError
         If fewer than 20 spots were predicted.
     """
-    kept = np.isfinite(residuals).any(1) & np.isfinite(spread)
-    n = int(kept.sum())
+    kept, scores = _scores(residuals, spread)
+    n = len(scores)
     if n < MIN_SPOTS:
         raise SettingError(f"intervals need at least {MIN_SPOTS} spots that were left out of training, got {n}")
     names, of = np.unique(np.asarray(groups)[kept], return_inverse=True)
@@ -78,7 +78,6 @@ def calibrate(
     # the spot to come is one more of its section: ranks are out of n + 1
     weight = 1 / (len(names) * (sizes[of] + 1.0))
     able = [p for p in probabilities if min(p, 1 - p) >= float((1 / (len(names) * (sizes + 1.0))).sum()) / 2]
-    scores = np.asarray(residuals, np.float32)[kept] / np.asarray(spread, np.float32)[kept, None]
     return Intervals(np.array(able), weighted_quantiles(scores, weight, able), floor)
 
 
@@ -142,13 +141,12 @@ def recalibrated(
     -----
     The quantiles of a mixture of both distributions: few spots move an interval little, many make it their own.
     """
-    kept = np.isfinite(residuals).any(1) & np.isfinite(spread)
-    n = int(kept.sum())
+    scores = _scores(residuals, spread)[1]
+    n = len(scores)
     if not n:
         raise SettingError(
             "none of the measured spots has a predicted value, so intervals cannot be calibrated by them"
         )
-    scores = np.asarray(residuals, np.float32)[kept] / np.asarray(spread, np.float32)[kept, None]
     # the model's distribution as points of equal weight
     points = (np.arange(_POINTS) + 0.5) / _POINTS
     before = np.stack([intervals.at(p) for p in points])
@@ -156,3 +154,9 @@ def recalibrated(
     weight = np.concatenate([np.full(n, 1 / whole), np.full(_POINTS, own / whole / _POINTS)])
     mixed = weighted_quantiles(np.concatenate([scores, before]), weight, intervals.probabilities.tolist())
     return Intervals(intervals.probabilities, np.where(np.isfinite(mixed), mixed, intervals.quantiles), intervals.floor)
+
+
+def _scores(residuals: FloatArray, spread: FloatArray) -> tuple[npt.NDArray[np.bool_], Float32]:
+    """Return which spots were predicted, bool ``(n,)``, and the residuals of those in units of their spread."""
+    kept = np.isfinite(residuals).any(1) & np.isfinite(spread)
+    return kept, np.asarray(residuals, np.float32)[kept] / np.asarray(spread, np.float32)[kept, None]

@@ -6,7 +6,7 @@ What is asked of pixels is asked in comparison with the training spots, of which
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -95,7 +95,7 @@ class SlideCheck:
     def verdict(self) -> str:
         """The worst of it in one sentence."""
         worst = [line for line in self.lines if line.state == self.state]
-        names = _listed([_NAMES.get(line.key, line.key) for line in worst])
+        names = ", ".join(_NAMES.get(line.key, line.key) for line in worst)
         if self.state == "good":
             return "Nothing was found that speaks against this slide."
         if self.state == "unknown":
@@ -376,7 +376,3 @@ def _words(text: str) -> set[str]:
 
 #: words that name no organ
 _COMMON = {"of", "the", "and", "cancer", "carcinoma", "tumour", "tumor", "tissue", "human", "mouse", "normal"}
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names)

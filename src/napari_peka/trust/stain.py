@@ -121,6 +121,11 @@ def fit_stain(tiles: Images, method: Method) -> Float32:
     return np.round(np.column_stack([vectors, most]), _DIGITS).astype(np.float32)
 
 
+def tensor_name(method: Method) -> str:
+    """Return what a bundle calls the stain of its training tiles."""
+    return f"reference.{method}"
+
+
 def stain_reference(tiles: Images) -> dict[str, Float32]:
     """Return what a bundle keeps of the training tiles' stain, uint8 ``(n, S, S, 3)``.
 
@@ -133,7 +138,7 @@ def stain_reference(tiles: Images) -> dict[str, Float32]:
     found = {}
     for method in METHODS:
         try:
-            found[f"reference.{method}"] = fit_stain(tiles, method)
+            found[tensor_name(method)] = fit_stain(tiles, method)
         except (NoTissue, SettingError):
             continue
     return found
@@ -147,7 +152,7 @@ def target_of(carried: Mapping[str, npt.NDArray[Any]], method: Method, model: st
     SettingError
         If it says none.
     """
-    target = carried.get(f"reference.{method}")
+    target = carried.get(tensor_name(method))
     if target is None or np.shape(target) != SHAPES[method]:
         raise SettingError(
             f"the model {model} does not say what stain it was trained on, so none can be normalised to it: leave "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_peka.core.doubt import LEVEL, Intervals
+from napari_peka.core.doubt import LEVEL
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.training.metrics import nan_mean
 
@@ -29,8 +29,6 @@ _MOST_GENES = (0.1, 0.9)
 _SLACK = 0.02
 #: genes worked on at once
 _AT_ONCE = 512
-#: key of a record's intervals that says which spots they were fitted to
-FITTED = "fitted"
 SEEN = "the model was trained on these very spots: that says nothing of others"
 #: what the plot shows, for who sees one
 MEANING = (
@@ -134,7 +132,7 @@ def moran_words(value: float) -> str:
 
 def fitted_words(prediction: Prediction, section: Section) -> str:
     """Return in words that a map's intervals were fitted to measured spots of its slide; empty where they were not."""
-    told = (prediction.record.get("intervals") or {}).get(FITTED)
+    told = prediction.fitted
     if not told:
         return ""
     if told.get("fingerprint") == section.fingerprint:
@@ -144,49 +142,13 @@ def fitted_words(prediction: Prediction, section: Section) -> str:
 
 def proof_words(prediction: Prediction) -> str:
     """Return in words what a fit of a map's intervals is worth, by the spots that were left out of it in turn."""
-    told = (prediction.record.get("intervals") or {}).get(FITTED) or {}
+    told = prediction.fitted
     before, after = (told.get("coverage_90", {}).get(k) for k in ("before", "left_out"))
     said = f"fitted to {told.get('spots', 0):,} spots of {told.get('section')}"
     if before is None:
         return said
     said += f"; of 100 spots {100 * before:.0f} lay within the 90 % interval before"
     return said if after is None else f"{said}, and {100 * after:.0f} do of parts that were left out of a fit in turn"
-
-
-def shares_held(
-    intervals: Intervals | None, truth: FloatArray, predicted: FloatArray, spread: FloatArray,
-    levels: Sequence[float] = (LEVEL,),
-) -> Float64:  # fmt: skip
-    """Return the share of spots within the intervals of each level and gene, ``(k, g)``; NaN where there are none.
-
-    Parameters
-    ----------
-    intervals
-        Of these genes.
-    truth, predicted
-        ``(n, g)``; what is NaN does not count.
-    spread
-        ``(n,)``.
-    levels
-        As for :meth:`Intervals.ends`.
-    """
-    out = np.full((len(levels), truth.shape[1]), np.nan)
-    if intervals is None or not len(truth):
-        return out
-    # in units of the spread, as quantiles are: compared as they were calibrated, and divided once for all levels
-    score = (truth - predicted) / np.asarray(spread, np.float32)[:, None]
-    known = np.isfinite(score).sum(0)
-    bound = intervals.floor
-    below = None if bound is None else truth <= bound
-    for k, level in enumerate(levels):
-        if intervals.most < level - 1e-6:
-            continue
-        low, high = intervals.ends(level)
-        under = score <= high if below is None else (score <= high) | below
-        inside = np.count_nonzero((score >= low) & under, axis=0)
-        some = intervals.known & (known > 0)
-        out[k, some] = inside[some] / known[some]
-    return out
 
 
 def calibrations(
@@ -207,7 +169,7 @@ def calibrations(
     """
     columns = np.arange(len(check.genes)) if genes is None else np.array([check.index(g) for g in genes], np.intp)
     intervals, inside = check.intervals, check.inside
-    levels = tuple(v for v in LEVELS if intervals is not None and v <= intervals.most + 1e-6)
+    levels = tuple(v for v in LEVELS if intervals is not None and intervals.reaches(v))
     rows = {name: (inside if some is None else some & inside) for name, some in where.items()}
     parts: dict[str, list[Any]] = {name: [] for name in where}
     progress.stage("comparing with intervals", len(columns))
@@ -217,7 +179,7 @@ def calibrations(
         own = None if intervals is None else intervals.only(some)
         for name, these in rows.items():
             t, p, s = truth[these], predicted[these], check.spread[these]
-            held = shares_held(own, t, p, s, levels)
+            held = np.empty((0, len(some))) if own is None else own.shares_held(t, p, s, levels)
             parts[name].append((held, np.ptp(t, axis=0) > 0 if len(t) else np.zeros(len(some), bool)))
         progress.advance(len(some))
     fitted = SEEN if check.seen else fitted_words(check.prediction, check.section)

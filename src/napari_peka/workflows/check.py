@@ -23,7 +23,7 @@ from napari_peka.training.panel import GeneNames
 from napari_peka.training.report_words import TRAINED_ON
 from napari_peka.training.scoring import MIN_ATTAINABLE
 from napari_peka.training.targets import expression
-from napari_peka.workflows.calibration import Calibration, calibrations, fitted_words, shares_held
+from napari_peka.workflows.calibration import Calibration, calibrations, fitted_words
 from napari_peka.workflows.check_input import at_spots, mpp_warning, relation_of, same_slide
 from napari_peka.workflows.check_places import Lattice, Place, find_places
 from napari_peka.workflows.spots import known_unit, misplaced, shared_genes
@@ -324,8 +324,9 @@ class Check:
         found = gene_scores(truth, predicted, metrics)
         found["rmse"] = np.sqrt(found.pop("mse"))
         found["residual"] = nan_mean(truth - predicted, 0)
-        own = None if self.intervals is None else self.intervals.only(columns)
-        found["coverage_90"] = shares_held(own, truth, predicted, self.spread[some])[0]
+        found["coverage_90"] = np.full(len(columns), np.nan)
+        if self.intervals is not None:
+            found["coverage_90"] = self.intervals.only(columns).shares_held(truth, predicted, self.spread[some])[0]
         near = self._lattice.near
         links = None if near is None else near.among(np.flatnonzero(some[self.inside]))
         found["moran"] = np.full(len(columns), np.nan) if links is None else moran(truth - predicted, links)

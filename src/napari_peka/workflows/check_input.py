@@ -59,8 +59,7 @@ def at_spots(prediction: Prediction, at_yx: npt.NDArray[np.float64]) -> tuple[Fl
         features = np.concatenate([features, context[np.searchsorted(around, used)]], 1)
     some = np.diff(weights.indptr) > 0
     out[some] = (weights[:, used] @ features)[some]
-    wide = np.ones(len(used), np.float32) if prediction.spread is None else prediction.spread[used]
-    spread[some] = (weights[:, used] @ wide)[some]
+    spread[some] = (weights[:, used] @ prediction.spread_of(used))[some]
     return out, spread
 
 

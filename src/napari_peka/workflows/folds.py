@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from napari_peka.training.denoise import denoised, depth_weights
 from napari_peka.training.paired import Paired
 from napari_peka.training.scoring import Measured
 from napari_peka.training.targets import N_VARIABLE, choose_genes, expression, most_variable, smooth_neighbours
-from napari_peka.trust.held_out import without_each
+from napari_peka.trust.held_out import intervals_of, without_each
 
 if TYPE_CHECKING:
     import torch
@@ -259,8 +260,17 @@ def measure(
 
 def crossed(measured: list[Measured], unit: str) -> dict[str, Intervals]:
     """Return for each held-out section the intervals that the others support."""
-    parts = [m.truth - m.predicted for m in measured], [m.spread for m in measured], [m.section_id for m in measured]
-    return without_each(*parts, least_value(unit))
+    return without_each(*_held_out(measured), least_value(unit))
+
+
+def supported(measured: Sequence[Measured], unit: str) -> Intervals | None:
+    """Return the intervals that all held-out sections support together; None where they are too few."""
+    return intervals_of(*_held_out(measured), least_value(unit))
+
+
+def _held_out(measured: Sequence[Measured]) -> tuple[list[Float32], list[Float32 | None], list[str]]:
+    """Return measured less predicted, spread and section of each part."""
+    return [m.truth - m.predicted for m in measured], [m.spread for m in measured], [m.section_id for m in measured]
 
 
 def ceiling(

@@ -138,13 +138,11 @@ class Growing:
         """Put in a block of a result that another head has read."""
         rows, live = slice(block.start, block.stop), self.live
         live.embeddings[rows], live.read_ok[rows] = known.embeddings[rows], known.read_ok[rows]
-        if live.spread is not None:
-            live.spread[rows] = self.model.spread(known.embeddings[rows])
-        same = known.record["model"].get("seen_digest") == self.model.seen_digest
-        if live.ood is not None and not self.model.image_reference:
-            live.ood[rows] = self.model.ood(known.embeddings[rows])
-        elif live.ood is not None and known.ood is not None and same:
-            live.ood[rows] = known.ood[rows]
+        ood, spread = doubt_of(known, self.model, rows)
+        if live.spread is not None and spread is not None:
+            live.spread[rows] = spread
+        if live.ood is not None and ood is not None:
+            live.ood[rows] = ood
 
     @property
     def _seen(self) -> Embeddings:
@@ -177,9 +175,37 @@ def empty_prediction(tiles: TileTable, model: Model, record: dict[str, object]) 
     return made
 
 
+def doubt_of(
+    known: Prediction, model: Model, rows: slice = slice(None)
+) -> tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.float32] | None]:
+    """Return ``ood`` and ``spread`` of a map's tiles as another model has them, from what is kept of each tile.
+
+    Parameters
+    ----------
+    known
+        A map whose tiles were embedded as `model` embeds them.
+    model
+        Whose head is to read it.
+    rows
+        Which tiles.
+
+    Returns
+    -------
+    ood, spread
+        None where the model cannot tell, or only by what the encoder saw, which `known` does not keep.
+    """
+    if model.likeness is None:
+        return None, None
+    own = known.embeddings[rows]
+    if not model.image_reference:
+        return model.doubt(own)
+    same = known.record.get("model", {}).get("seen_digest") == model.seen_digest
+    return known.ood[rows] if same and known.ood is not None else None, model.spread(own)
+
+
 def show(live: Prediction, model: Model, rows: slice, seen: Embeddings) -> None:
     """Put what the encoder gave some tiles, ``(n, seen_dims)``, into a growing map."""
     embeddings = seen[:, : live.embeddings.shape[1]]
     live.embeddings[rows] = embeddings
     if live.ood is not None and live.spread is not None:
-        live.ood[rows], live.spread[rows] = model.ood(seen), model.spread(embeddings)
+        live.ood[rows], live.spread[rows] = model.doubt(seen)

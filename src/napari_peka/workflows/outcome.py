@@ -10,9 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.config import TrainConfig
-from napari_peka.core.doubt import Intervals
 from napari_peka.core.head import MEASURED
-from napari_peka.core.units import least_value
 from napari_peka.models.bundle import PROBABILITIES, QUANTILES, RESIDUAL_Q90, Model, save_bundle
 from napari_peka.models.reference import IMAGE, image_reference_of, reference_of
 from napari_peka.models.registry import EncoderCard
@@ -20,8 +18,7 @@ from napari_peka.models.spec import BundleSpec, HeadRef
 from napari_peka.training.baselines import PLACE_NAMES
 from napari_peka.training.evaluate import EvaluationReport
 from napari_peka.training.paired import Paired
-from napari_peka.trust.held_out import intervals_of
-from napari_peka.workflows.folds import Goal, baselines_of
+from napari_peka.workflows.folds import Goal, baselines_of, supported
 from napari_peka.workflows.slide_check import pixel_reference
 
 if TYPE_CHECKING:
@@ -166,7 +163,7 @@ def _of_head(
 ) -> Tensors:  # fmt: skip
     """Return a head's weights and what its values are judged and calibrated by."""
     tensors: Tensors = {"head.weights": head.weights, "head.bias": head.bias, RESIDUAL_Q90: _residual_q90(report)}
-    if (intervals := _intervals(report)) is not None:
+    if (intervals := supported(report.measured, report.unit)) is not None:
         tensors |= {PROBABILITIES: intervals.probabilities.astype(np.float32), QUANTILES: intervals.quantiles}
     tensors |= reference_of(embedding[train], paired.section[train]) | pixel_reference(paired, goal, train)
     for key, linear in baselines_of(goal, train).items():
@@ -227,15 +224,6 @@ def _residual_q90(report: EvaluationReport) -> npt.NDArray[np.float32]:
     """Return the 90 % quantile of the held-out absolute residuals of each gene; NaN where none is known."""
     residuals = np.concatenate([np.abs(m.truth - m.predicted) for m in report.measured])
     return np.asarray(np.nanquantile(residuals, 0.9, axis=0), np.float32)
-
-
-def _intervals(report: EvaluationReport) -> Intervals | None:
-    """Return what the residuals of held-out spots say of all genes."""
-    parts = report.measured
-    return intervals_of(
-        [m.truth - m.predicted for m in parts], [m.spread for m in parts], [m.section_id for m in parts],
-        least_value(report.unit),
-    )  # fmt: skip
 
 
 def embedding_of(outcome: Outcome, config: TrainConfig) -> npt.NDArray[np.float32]:

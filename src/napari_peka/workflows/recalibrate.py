@@ -13,12 +13,11 @@ import numpy.typing as npt
 from napari_peka.core.doubt import LEVEL, Intervals
 from napari_peka.core.errors import SectionError, SettingError
 from napari_peka.core.progress import NULL, Progress
-from napari_peka.io.prediction import Prediction, doubt_record
+from napari_peka.io.prediction import FITTED, Prediction, doubt_record
 from napari_peka.io.store import result_path, save_result
 from napari_peka.training import splits
 from napari_peka.training.metrics import nan_mean
 from napari_peka.trust.conformal import MIN_SPOTS, OWN_SPOTS, recalibrated
-from napari_peka.workflows.calibration import FITTED, shares_held
 from napari_peka.workflows.check import Check, check
 
 if TYPE_CHECKING:
@@ -139,7 +138,7 @@ def _proof(made: Check, rows: npt.NDArray[np.intp], progress: Progress) -> dict[
         varies = np.ptp(truth[rows], axis=0) > 0
 
         def held(of: Intervals, some: npt.NDArray[np.intp], t: Any = truth, p: Any = predicted) -> Any:
-            return shares_held(of, t[some], p[some], made.spread[some], (level,))[0]
+            return of.shares_held(t[some], p[some], made.spread[some], (level,))[0]
 
         before.append(np.where(varies, held(own, rows), np.nan))
         left_out = [

@@ -28,6 +28,7 @@ from napari_peka.training.report_words import TRAINED_ON
 from napari_peka.training.targets import N_VARIABLE
 from napari_peka.trust.held_out import spread_at
 from napari_peka.workflows import folds as part
+from napari_peka.workflows.growing import doubt_of
 from napari_peka.workflows.outcome import save_refit
 from napari_peka.workflows.place import Workplace
 from napari_peka.workflows.predict import of_model
@@ -137,13 +138,10 @@ def with_model(prediction: Prediction, model: Model) -> Prediction:
         )
     record = prediction.record | of_model(model)
     record["identity"] = record.get("identity", {}) | {"model": model.digest}
-    known, own = model.likeness is not None, prediction.embeddings
-    ood = model.ood(own) if known and not model.image_reference else None
-    if model.image_reference and made_by.get("seen_digest") == model.seen_digest:
-        ood = prediction.ood
+    ood, spread = doubt_of(prediction, model)
     return dataclasses.replace(
         prediction, head=model.head, record=record, path=None, intervals=model.intervals, model_intervals=None,
-        ood=ood, spread=model.spread(own) if known else None,
+        ood=ood, spread=spread,
     )  # fmt: skip
 
 

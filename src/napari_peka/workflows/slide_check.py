@@ -14,10 +14,11 @@ from napari_peka.core.errors import MissingResolution, NoTissue, Undecodable
 from napari_peka.core.geometry import Rect, TileTable
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.infer.tissue import Tissue, find_tissue
+from napari_peka.io.trust import ordinal
 from napari_peka.training.baselines import colour_features
 from napari_peka.trust import slide_qc
 from napari_peka.trust.slide_qc import COLOUR, FOCUS, HUE, Line, SlideCheck, percentiles, state_of
-from napari_peka.trust.stain import StainedSlide, StainMap, fit_stain, target_of
+from napari_peka.trust.stain import METHODS, StainedSlide, StainMap, fit_stain, target_of, tensor_name
 from napari_peka.workflows.predict import load_forward, plan_tiles
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def check_slide(
         slide_qc.stain_line(
             colour_features(seen), percentiles(carried, COLOUR, (101, 6)), percentiles(carried, HUE, (101, 3)),
             after=after,
-            can=any(name in carried for name in ("reference.macenko", "reference.reinhard")),
+            can=any(tensor_name(method) in carried for method in METHODS),
         ),
         slide_qc.focus_line(slide_qc.sharpness(some.tiles), percentiles(carried, FOCUS, (101,))),
         slide_qc.reading_line(some.unreadable, some.asked, sampled=True, damage=damage[0] if damage else ""),
@@ -232,5 +233,4 @@ def _th(percentile: float) -> str:
     """Return a percentile as an ordinal, with a digit where whole numbers would all be the hundredth."""
     if 99 < percentile < 100:
         return f"{np.floor(10 * percentile) / 10:.1f}th"
-    n = round(percentile)
-    return f"{n}{'th' if 10 < n % 100 < 14 else {1: 'st', 2: 'nd', 3: 'rd'}.get(n % 10, 'th')}"
+    return ordinal(round(percentile))

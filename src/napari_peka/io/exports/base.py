@@ -21,6 +21,7 @@ from napari_peka.core.head import GeneHead
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.io.prediction import RESEARCH_USE, UNS, Prediction
 from napari_peka.io.statistics import SCORE_UNIT, gene_set_score, known_genes
+from napari_peka.io.trust import UNLIKE
 
 if TYPE_CHECKING:
     from napari_peka.io.slide import Slide
@@ -40,8 +41,6 @@ ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
 MARK = "napari_peka_export"
 #: ends of an interval, as layers, channels and columns are called
 LOWER, UPPER = "lower", "upper"
-#: the percentile of a tile, in words
-UNLIKE = "unlike the training data (percentile)"
 #: what no file name may hold on one platform or another; "%" too, so that two genes never share a name
 _NOT_IN_NAMES = re.compile(r'[\x00-\x1f<>:"/\\|?*%]')
 #: what no column's name may hold in SpatialData (and "/" not in HDF5)
@@ -145,10 +144,8 @@ class Export:
         genes
             Which of the export's genes.
         """
-        spread = self.prediction.spread
-        wide = np.ones(len(values), np.float32) if spread is None else spread[rows]
         assert self.level is not None
-        return self._intervals.around(values, wide, self.level, genes)
+        return self._intervals.around(values, self.prediction.spread_of(rows), self.level, genes)
 
     def by_tiles(self, *, beside: bool = False) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
         """Yield the tiles from the first to the last, some at a time, and their values.
