@@ -306,6 +306,7 @@ def test_a_dry_run_says_what_predicting_takes_and_writes_nothing(predict, run, b
         assert min(entry["seconds"], entry["reading_s"], entry["computing_s"], entry["result_bytes"]) > 0
         assert (entry["device"], entry["precision"]) == ("cpu", "float32")
         assert entry["memory_free"] > 0
+        assert {line["key"] for line in entry["checks"]} >= {"resolution", "tissue", "stain", "focus"}
     (done,), _ = predict(slides[0])
     assert done["tiles"] == entries[0]["tiles"]
     (again,), _ = predict(slides[0], "--dry-run")

@@ -471,6 +471,71 @@ def test_rows_of_text_carry_the_doubt_of_every_value(doubtful, to, tmp_path):
     np.testing.assert_allclose(upper, high, atol=1e-3)
 
 
+def test_a_csv_is_described_beside_it(doubtful, tmp_path):
+    """In the words of W3C's CSV on the Web, since a CSV has no place for units, trust or a notice."""
+    doubtful.record["model"] = {"name": "m", "pcc_split": "sections left out in turn"}
+    (path,) = export(doubtful, "csv", tmp_path / "a.csv", genes=["GENE3", "GENE330"], sets={"S": ["GENE3"]})
+    described = json.loads((tmp_path / "a.csv-metadata.json").read_text("utf-8"))
+    assert described["@context"] == "http://www.w3.org/ns/csvw"
+    assert described["url"] == "a.csv"
+    assert described["dc:description"] == RESEARCH_USE
+    columns = described["tableSchema"]["columns"]
+    assert [c["titles"] for c in columns] == list(pd.read_csv(path).columns)
+    told = {c["titles"]: c.get("dc:description", "") for c in columns}
+    assert told["GENE330"].startswith("predicted expression of GENE330, log1p CP10K; held-out PCC 0.80 (0.70 to 0.90)")
+    assert "not shown to be predicted" in told["GENE3"]
+    assert told["GENE3_lower"] == "lower end of the interval of 90% of the measured values of GENE3, log1p CP10K"
+    (note,) = described["notes"]
+    assert note[MARK]["held_out"] == "sections left out in turn"
+    assert note[MARK]["genes"]["GENE330"]["predictable"] is True
+    with pytest.raises(OutputMismatch, match=r"a\.csv is there already"):
+        export(doubtful, "csv", path)
+    path.unlink()
+    with pytest.raises(OutputMismatch, match=r"a\.csv-metadata\.json is there already"):
+        export(doubtful, "csv", path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("to", ["ome-zarr", "ome-tiff", "geojson"])
+def test_what_has_no_columns_says_too_how_far_to_believe_a_gene(doubtful, to, tmp_path):
+    doubtful.record["model"] = {"name": "m", "pcc_split": "sections left out in turn"}
+    (path,) = export(doubtful, to, tmp_path, genes=["GENE3", "GENE330"])
+    if to == "ome-tiff":
+        import tifffile
+
+        with tifffile.TiffFile(path) as file:
+            (said,) = [e.text for e in ET.fromstring(file.ome_metadata).iter() if e.tag.endswith("}Description")]
+        assert said.splitlines()[0] == RESEARCH_USE
+        assert "GENE330: held-out PCC 0.80 (0.70 to 0.90), good" in said
+        assert "GENE3: held-out PCC -0.19 (-0.29 to -0.09), not shown to be predicted" in said
+        assert said.endswith("Held out: sections left out in turn")
+        return
+    if to == "ome-zarr":
+        import zarr
+
+        pytest.importorskip("ome_zarr")
+        told = zarr.open_group(str(path), mode="r").attrs[MARK]
+    else:
+        told = json.loads(path.read_text())[MARK]
+    assert told["held_out"] == "sections left out in turn"
+    assert told["genes"]["GENE330"] == {
+        "pcc": 0.8, "pcc_low": 0.7, "pcc_high": 0.9, "attainable_pcc": 0.9, "baseline_pcc_high": 0.3,
+        "predictable": True,
+    }  # fmt: skip
+    assert told["genes"]["GENE3"]["predictable"] is False
+
+
+def test_unproven_genes_are_not_taken_where_nobody_names_genes(doubtful, tmp_path):
+    """The best gene by its correlation alone may be one that colour or chance predict as well."""
+    g = len(doubtful.genes)
+    high = np.where(np.arange(g) == g - 1, 0.9, 0.3).astype(np.float32)
+    told = dataclasses.replace(doubtful, head=dataclasses.replace(doubtful.head, baseline_pcc_high=high))
+    (path,) = export(told, "geojson", tmp_path)
+    measured = next(m for f in json.loads(path.read_text())["features"] if (m := f["properties"]["measurements"]))
+    named = [name.split()[0] for name in measured if name.endswith(f" ({told.unit})")]
+    assert list(dict.fromkeys(named)) == [f"GENE{i}" for i in range(g - 2, g - 22, -1)]
+
+
 @pytest.mark.parametrize("to", ["ome-zarr", "ome-tiff"])
 def test_images_show_what_is_unlike_and_intervals_when_asked(doubtful, to, tmp_path):
     gene, unit = "GENE7", "log1p CP10K"
@@ -490,7 +555,8 @@ def test_images_show_what_is_unlike_and_intervals_when_asked(doubtful, to, tmp_p
             with tifffile.TiffFile(path) as file:
                 data, root = file.asarray(), ET.fromstring(file.ome_metadata)
             labels = [e.attrib["Name"] for e in root.iter() if e.tag.endswith("Channel")]
-            assert [e.text for e in root.iter() if e.tag.endswith("}Description")] == [RESEARCH_USE]
+            (said,) = [e.text for e in root.iter() if e.tag.endswith("}Description")]
+            assert said.startswith(RESEARCH_USE)
         assert labels == [f"{gene} ({unit})", *wanted, UNLIKE]
         np.testing.assert_array_equal(data[-1], doubtful.tiles.raster(doubtful.ood).data)
         for image, end in zip(data[1:-1], doubtful.interval(gene)):
@@ -592,4 +658,6 @@ def test_the_command_writes_and_says_what(result, regions, tissue_tiff, tmp_path
     assert "there are h5ad, spatialdata" in err[-1]
     _, err = run("export", tmp_path / "none.peka.zarr", "--to", "csv", "-o", tmp_path / "x", code=2)
     assert "there is no result" in err[-1]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5ad", "all.geojson", "r.geojson", "s.csv", "s.gmt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "a.h5ad", "all.geojson", "r.geojson", "s.csv", "s.csv-metadata.json", "s.gmt",
+    ]  # fmt: skip

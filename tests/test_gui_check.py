@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
+import re
 import sys
 
 import numpy as np
@@ -27,7 +28,7 @@ from napari_peka.core.doubt import PROBABILITIES, Intervals
 from napari_peka.gui import layers, map_layers, region_layers, spot_layers
 from napari_peka.gui.calibration_panel import NO_INTERVALS
 from napari_peka.gui.check_form import NO_MAP, NO_SPOTS, WHOLE
-from napari_peka.gui.check_genes import CHECK_MEASURES, DISAGREEMENT, SHARE, VALUE, WITHIN
+from napari_peka.gui.check_genes import CHECK_MEASURES, DISAGREEMENT, GENE, SHARE, TRUST, VALUE, WITHIN
 from napari_peka.gui.check_widget import CheckWidget
 from napari_peka.gui.choosers import DOCK_WIDTH
 from napari_peka.gui.session import session_of
@@ -35,6 +36,7 @@ from napari_peka.gui.spot_layers import DIFFERENCE, KINDS, MEASURED, PREDICTED
 from napari_peka.gui.spot_view import SIDE_BY_SIDE
 from napari_peka.io.prediction import doubt_record
 from napari_peka.io.store import save_result
+from napari_peka.workflows import check_report
 
 WAIT_MS = 60_000
 CERTAIN = "this slide is less certain than the model thinks"
@@ -393,6 +395,37 @@ def test_whether_intervals_hold_is_seen_and_they_are_fitted(viewer, dock, qtbot,
     assert "left out of a fit" in panel.fit.status.text()
     assert str(doubtful_path) in panel.fit.status.text()
     assert peka.read_prediction(doubtful_path).model_intervals is not None
+
+
+def test_what_was_known_of_a_gene_before_stands_beside_what_these_spots_say(viewer, dock, qtbot, st, mpp, map_path):
+    """A gene that the model was not shown to predict is marked and comes last, however well it does here."""
+    add_slide(viewer, st, mpp)
+    heat = add_map(viewer, map_path)
+    prediction = layers.prediction_of(heat)
+    g = len(prediction.genes)
+    pcc = np.linspace(0.3, 0.7, g).astype(np.float32)
+    least = np.where(np.array(prediction.genes) == "ERBB2", 0.9, 0.1).astype(np.float32)
+    head = dataclasses.replace(prediction.head, pcc=pcc, pcc_low=pcc - 0.1, pcc_high=pcc + 0.1, baseline_pcc_high=least)
+    told = dataclasses.replace(prediction, head=head)
+    told.record["model"]["pcc_split"] = "sections left out in turn"
+    heat.metadata[layers.KEY]["prediction"] = told
+    dock.open_section(st / "C5.tsv.gz")
+    wait_for(qtbot, lambda: dock.check is not None)
+    dock.pick("ERBB2")
+    settle(qtbot, dock)
+    genes = dock.form.genes
+    for order in CHECK_MEASURES:
+        dock.form.order.setCurrentText(order)
+        settle(qtbot, dock)
+        assert genes.gene_at(genes.rowCount() - 1) == dock.check.index("ERBB2")
+    words = [genes.index(i, TRUST).data() for i in range(genes.rowCount())]
+    assert [w.endswith("*") for w in words] == [False] * (len(words) - 1) + [True]
+    assert "Before: not shown to be predicted: held-out PCC" in dock.form.numbers.text()
+    assert "colour, position or chance alone reach up to 0.90" in dock.form.numbers.text()
+    tip = genes.data(genes.index(0, GENE), Qt.ItemDataRole.ToolTipRole)
+    assert re.search(r"PCC -?0\.\d\d on these spots\. Before: held-out PCC 0\.\d\d \(", tip)
+    page = "".join(str(part) for part in check_report._gene(dock.check, "ERBB2", {}))
+    assert "On data left out of training (sections left out in turn): not shown to be predicted" in page
 
 
 def test_a_map_without_intervals_says_so(ready):

@@ -953,6 +953,18 @@ def test_the_verdict_is_there_before_and_after(viewer, predict, qtbot):
     assert "tiles looked at" not in verdict.toolTip(), "all tiles were read by now"
 
 
+def test_an_organ_that_the_model_does_not_know_is_told(viewer, predict, qtbot):
+    """Of which organ a slide is, nobody but a person can say."""
+    predict.model.setCurrentIndex(predict.model.findData("demo"))
+    predict.model.activated.emit(predict.model.currentIndex())
+    predict.organ.setText("skin")
+    wait_for(qtbot, lambda: "trained on breast, not on skin" in predict.plan.verdict.toolTip())
+    wait_for(qtbot, lambda: not predict.plan.busy)
+    assert "organ" in predict.plan.verdict.text()
+    predict.organ.setText("breast")
+    wait_for(qtbot, lambda: "the slide is of breast" in predict.plan.verdict.toolTip() and not predict.plan.busy)
+
+
 def test_a_stain_that_the_model_does_not_know_is_refused_in_words(viewer, predict, qtbot):
     predict.stain.setCurrentIndex(predict.stain.findData("macenko"))
     wait_for(qtbot, lambda: not predict.plan.busy)

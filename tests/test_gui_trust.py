@@ -20,7 +20,7 @@ from qtpy.QtCore import Qt
 from napari_peka.core.doubt import FAINT, OUTSIDE, Intervals
 from napari_peka.core.geometry import TileSpec, TileTable
 from napari_peka.core.head import GeneHead
-from napari_peka.gui import doubt_layers, doubt_view, growing_map, layers, map_layers
+from napari_peka.gui import doubt_layers, doubt_view, growing_map, layers, map_layers, reader
 from napari_peka.gui.choosers import LayerChooser
 from napari_peka.gui.doubt_layers import FADED, HATCHED, MAP, NUMBER, UNLIKE, WIDTH, Doubts, Hatching
 from napari_peka.gui.explore_widget import ExploreWidget
@@ -30,6 +30,7 @@ from napari_peka.gui.here import reading
 from napari_peka.gui.session import session_of
 from napari_peka.gui.session_file import read_session, save_session, show_session
 from napari_peka.io.prediction import RESEARCH_USE, Prediction
+from napari_peka.trust.slide_qc import Line, SlideCheck
 
 WAIT_MS = 60_000
 #: GOOD and FAIR are proven; COLOUR is predicted as well as FAIR, and no better than by colour alone
@@ -440,6 +441,69 @@ def test_under_the_mouse(heat, prediction):
     map_layers.set_look(heat, dataclasses.replace(map_layers.look_of(heat), linear=True))
     y, x = prediction.tiles.grid_yx[row]
     assert f"between {np.expm1(lower):.3g} and {np.expm1(upper):.3g}" in reading(heat, heat.data_to_world((y, x)))
+
+
+def test_under_the_mouse_it_is_said_on_what_a_gene_was_judged(heat, prediction):
+    prediction.record["model"] = {"pcc_split": "sections left out in turn, one patient"}
+    told = reading(heat, heat.data_to_world(prediction.tiles.grid_yx[-1]))
+    assert told.endswith("held-out PCC 0.60 (0.00 to 0.70), good (sections left out in turn, one patient)")
+
+
+class TestDropped:
+    """A result that is dropped onto the window is hatched, whatever docks are open."""
+
+    @pytest.fixture
+    def dropped(self, viewer, prediction, monkeypatch):
+        monkeypatch.setattr("napari_peka.io.prediction.read_prediction", lambda _: prediction)
+        for data, settings, _ in reader.read_layers("s.peka.zarr"):
+            viewer.add_image(data, **settings)
+        return viewer.layers[0]
+
+    def test_its_hatching_comes_with_it(self, viewer, dropped):
+        assert len(viewer.layers) == 2
+        assert layers.prediction_of(dropped) is not None
+        assert doubt_layers.is_doubt(viewer.layers[1])
+
+    def test_a_dock_takes_it_for_the_maps_own(self, viewer, dropped, qtbot):
+        dock = ExploreWidget(viewer)
+        qtbot.addWidget(dock)
+        dock.show()
+        qtbot.waitUntil(lambda: HATCHED in own(dropped), timeout=WAIT_MS)
+        assert len(viewer.layers) == 2, "not hatched twice"
+        dock.doubts.hatch.click()
+        assert len(viewer.layers) == 1
+        dock.doubts.hatch.click()
+        assert len(viewer.layers) == 2
+
+    def test_two_maps_have_each_their_own(self, viewer, dropped):
+        other = show_map(viewer, made())
+        for heat in (dropped, other):
+            doubt_view.show_doubts(viewer, heat)
+        assert len(viewer.layers) == 4
+        assert own(dropped)[HATCHED] is not own(other)[HATCHED]
+
+    def test_a_map_within_the_training_data_comes_alone(self, viewer, monkeypatch):
+        one = made(ood=np.full(SIDE * SIDE, 50, np.float32))
+        monkeypatch.setattr("napari_peka.io.prediction.read_prediction", lambda _: one)
+        assert len(reader.read_layers("s.peka.zarr")) == 1
+
+
+def test_the_slides_verdict_is_beside_the_map(viewer, prediction, qtbot):
+    """Of a result that was opened later, too: it keeps what was known of its slide."""
+    prediction.record["slide_check"] = SlideCheck((Line("focus", "bad", "Blurred.", "scan it again"),)).as_dict()
+    show_map(viewer, prediction)
+    dock = ExploreWidget(viewer)
+    qtbot.addWidget(dock)
+    dock.show()
+    assert "Not to be relied on (focus): blurred." in dock.verdict.text()
+    assert "scan it again" in dock.verdict.toolTip()
+    assert "like the training data" in dock.verdict.toolTip(), "what the map says is added"
+    viewer.layers.clear()
+    assert dock.verdict.isHidden()
+
+
+def test_of_a_map_without_a_check_nothing_is_said(dock):
+    assert dock.verdict.isHidden()
 
 
 def test_choices_come_back_with_a_session(viewer, prediction, tmp_path):

@@ -19,6 +19,7 @@ from napari_peka.training.baselines import colour_features
 from napari_peka.trust import slide_qc
 from napari_peka.trust.slide_qc import Line, SlideCheck, check_of
 from napari_peka.trust.stain import stain_reference
+from napari_peka.workflows.outcome import _tissue
 from napari_peka.workflows.slide_check import check_slide, effect_line, sampled_tiles
 
 KEYS = {"resolution", "organ", "tissue", "stain", "focus", "reading"}
@@ -58,7 +59,7 @@ def blurred(tiles, um: float, mpp: float = 1.0):
 
 def test_a_slide_like_the_training_data_is_good_in_all(sample, model):
     with peka.open_slide(sample) as slide:
-        check = peka.check_slide(slide, model, organ="Breast")
+        check = peka.check_slide(slide, model, config=peka.PredictConfig(organ="Breast"))
     assert {line.key for line in check.lines} == KEYS
     assert {line.state for line in check.lines} == {"good"}, check.lines
     assert check.verdict == "Nothing was found that speaks against this slide."
@@ -220,6 +221,42 @@ def test_a_map_that_says_what_was_known_before_is_enough():
     made_before = prediction([50.0] * 12)
     made_before.record["slide_check"] = SlideCheck((Line("focus", "bad", "F."),)).as_dict()
     assert peka.slide_qc_of(made_before)["focus"].state == "bad"
+
+
+def test_what_a_newer_version_said_is_read_as_far_as_it_is_understood():
+    known = {"key": "focus", "state": "bad", "text": "F.", "mend": "m", "more": 1}
+    odd = {"key": "x", "state": "terrible", "text": "X."}
+    assert check_of({"checks": [known, odd, "nothing"]}).lines == (Line("focus", "bad", "F.", "m"),)
+
+
+# -- kept in the result ------------------------------------------------------------------------------------------
+
+
+def test_a_result_keeps_what_was_known_of_its_slide(sample, model, tmp_path, monkeypatch):
+    """The check is made once: whoever opens the result later has it, and predicting again looks at nothing."""
+    organ = peka.PredictConfig(organ="skin")
+    with peka.open_slide(sample) as slide:
+        before = peka.check_slide(slide, model, config=organ)
+        done = peka.predict(slide, model, output=tmp_path / "a.peka.zarr", config=organ)
+        stored = peka.read_prediction(tmp_path / "a.peka.zarr")
+        for made_ in (done, stored):
+            after = peka.slide_qc_of(made_)
+            assert {line.key for line in after.lines} == KEYS | {"likeness"}
+            for key in KEYS - {"reading"}:
+                assert after[key] == before[key]
+            assert after["organ"].state == "bad"
+            assert "not on skin" in after["organ"].text
+        monkeypatch.setattr(type(slide), "read_block", lambda *_, **__: pytest.fail("it was looked at again"))
+        again = peka.predict(slide, model, output=tmp_path / "a.peka.zarr", config=peka.PredictConfig(organ="breast"))
+    assert peka.slide_qc_of(again)["organ"].state == "good", "what is said of the organ now counts"
+    assert peka.slide_qc_of(again)["stain"] == before["stain"]
+
+
+def test_a_model_says_of_which_organ_its_sections_were():
+    assert _tissue(None) == {}
+    assert _tissue("breast") == {"tissue": "breast"}
+    assert _tissue("breast, skin", "Skin") == {"tissue": "breast, skin"}
+    assert _tissue("", "colon") == {"tissue": "colon"}
 
 
 # -- the command line --------------------------------------------------------------------------------------------

@@ -217,6 +217,9 @@ def predict(
     stain: Annotated[
         str, typer.Option(help="Bring the colours towards the model's training data: none, macenko or reinhard.")
     ] = "none",
+    organ: Annotated[
+        str | None, typer.Option(help="Of which organ the slides are; the verdict says whether the model knows it.")
+    ] = None,
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -240,6 +243,7 @@ def predict(
     config = PredictConfig(
         device=device, precision=precision, backend=backend, batch_size=batch_size, stride_px=stride_px,
         min_tissue=min_tissue, find_tissue=find_tissue, tissue_threshold=tissue_threshold, stain=stain,
+        organ=organ,
     )  # fmt: skip
     if workers is not None and cluster is None:
         raise SettingError("--workers says how many workers a cluster has: give --cluster local, slurm, ... too")

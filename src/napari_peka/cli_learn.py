@@ -79,6 +79,7 @@ def train(
     hold_out: HoldOut = None,
     epochs: Annotated[int | None, typer.Option(help="Times that each tile is looked at.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.")] = None,
+    organ: Annotated[str | None, typer.Option(help="Of which organ the sections are; the model says so.")] = None,
     device: Device = None,
     devices: Annotated[int | None, typer.Option(help="GPUs to train on.")] = None,
     config: ConfigFile = None,
@@ -102,7 +103,7 @@ def train(
 
     given = {
         "encoder": encoder, "adapter": adapter, "teacher": teacher, "hold_out": hold_out, "epochs": epochs,
-        "seed": seed, "device": device, "devices": devices,
+        "seed": seed, "organ": organ, "device": device, "devices": devices,
     }  # fmt: skip
     wanted = _settings(TrainConfig, config, settings, given)
     one = {"image": image, "section": section, "mpp": mpp, "affine": affine}

@@ -34,14 +34,14 @@ def info(
     from napari_peka.models.zoo import load_model
     from napari_peka.workflows.slide_check import check_slide, stain_effect
 
-    config = PredictConfig(stain=stain)
+    config = PredictConfig(stain=stain, organ=organ)
     if model is None and (organ is not None or stain != "none"):
         raise SettingError("--organ and --stain are about a model: give --model too")
     loaded = None if model is None else load_model(model)
     with open_slide(slide, mpp=mpp) as opened, console_progress(slide.name) as progress:
         data, text = opened.info(), ""
         if loaded is not None:
-            check = check_slide(opened, loaded, organ=organ, config=config, progress=progress)
+            check = check_slide(opened, loaded, config=config, progress=progress)
             if stain != "none":
                 check = check.with_lines([stain_effect(opened, loaded, config, progress=progress)])
             data = opened.info() | check.as_dict()

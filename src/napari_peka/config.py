@@ -51,6 +51,9 @@ class PredictConfig(Settings):
     stain: Stain = Field(
         "none", description="bring the slide's colours towards the model's training data: by macenko or reinhard"
     )
+    organ: str | None = Field(
+        None, min_length=1, description="of which organ the slide is, said beside what the model was trained on"
+    )
     readers: int | None = Field(None, ge=1, le=64, description="threads that read the slide; None: by the machine")
 
 
@@ -81,6 +84,9 @@ class HeadConfig(Settings):
         None,
         description="section, patient or block: each left out in turn; names: left out for good; None: what a manifest "
         "calls test, else sections, or blocks of the only one",
+    )
+    organ: str | None = Field(
+        None, min_length=1, description="of which organ the sections are: the model says so of other slides"
     )
 
     seed: int = Field(0, ge=0, description="of everything that is drawn")
@@ -170,7 +176,7 @@ class RefitConfig(HeadConfig):
 
 
 #: settings of :class:`TrainConfig` that do not decide what is learnt: a run may go on with others
-HOW_TO_RUN = {"device", "devices", "tensorboard", "checkpoint_gradients", "min_on_tissue"}
+HOW_TO_RUN = {"device", "devices", "tensorboard", "checkpoint_gradients", "min_on_tissue", "organ"}
 
 
 class EvaluateConfig(Settings):

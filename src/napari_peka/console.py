@@ -167,6 +167,7 @@ def estimate_text(entries: list[dict[str, Any]]) -> str:
         lines += [f"{e['slide']}: {size}{passes}{there}", f"  {e['text']}"]
         lines += [f"  takes about {bytes_text(e['result_bytes'])} of disk"] if e["tiles_left"] else []
         lines += [f"  in the way: {e['why']}"] if e["why"] else []
+        lines.append(f"  {e['verdict']}")
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -97,7 +98,7 @@ class GeneHead:
         known = {name: getattr(self, name) for name in MEASURED}
         return {name: values for name, values in known.items() if values is not None}
 
-    @property
+    @cached_property
     def predictable(self) -> npt.NDArray[np.bool_]:
         """Genes that the model was shown to predict, bool ``(n_genes,)``; all of them where nobody measured.
 

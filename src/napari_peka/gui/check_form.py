@@ -32,6 +32,7 @@ from napari_peka.gui.run_panel import RunPanel
 from napari_peka.gui.scatter_panel import ScatterPanel
 from napari_peka.gui.spot_layers import DIFFERENCE, KINDS, MEASURED, PREDICTED
 from napari_peka.gui.spot_view import SIDE_BY_SIDE
+from napari_peka.io.trust import gene_words
 
 if TYPE_CHECKING:
     from napari_peka.gui.check_jobs import Doubt, Look
@@ -282,7 +283,8 @@ class CheckForm(QObject):
         together = moran_words(score["moran"])
         if together:
             together = f"<br>Moran's I of that {score['moran']:.2f}".replace("-", "−") + f": {together}"
-        self.numbers.setText(f"<b>{gene}</b>{gene_id}<br>{said}, over {spots:,} spots{where}{errors}{together}")
+        before = f"<br>Before: {gene_words(check.prediction.head, gene)}"
+        self.numbers.setText(f"<b>{gene}</b>{gene_id}<br>{said}, over {spots:,} spots{where}{errors}{together}{before}")
         if check.intervals is not None:
             self.calibration.show_gene(gene, None if doubt is None else doubt.calibration)
         low, high = look.values.difference_limits()

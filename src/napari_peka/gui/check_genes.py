@@ -8,6 +8,7 @@ from typing import Any
 from qtpy.QtCore import QModelIndex, Qt
 
 from napari_peka.gui.gene_model import GENE, TRUST, VALUE, GeneModel, Measure, trust_word
+from napari_peka.io.trust import gene_words
 
 PCC, DISAGREEMENT, SHARE = "PCC on these spots", "disagreement", "share of attainable"
 #: only of maps with intervals
@@ -26,7 +27,10 @@ CHECK_MEASURES = {
     "predicted too low or high": Measure("residual", "Mean", "{:+.2f}", "Mean of measured less predicted, in the map's "
                                          "unit: above 0 the map is too low"),
 }  # fmt: skip
-_WORDS = "The correlation in words: good from 0.5, fair from 0.3, weak from 0.15"
+_WORDS = (
+    "The correlation in words: good from 0.5, fair from 0.3, weak from 0.15. With * and last: genes that the model was "
+    "not shown to predict on data that were left out of its training"
+)
 
 
 class CheckGenes(GeneModel):
@@ -34,11 +38,18 @@ class CheckGenes(GeneModel):
 
     def __init__(self) -> None:
         super().__init__()
-        self._measure = CHECK_MEASURES[PCC]
+        self._measure, self._all = CHECK_MEASURES[PCC], True
+        self._head: Any = None
 
     def of(self, check: Any) -> None:
-        """Show the genes of a check; None: none."""
-        self.show(None if check is None else SimpleNamespace(genes=check.genes, gene_ids=check.gene_ids, pcc=None))
+        """Show the genes of a check; None: none. Those that the model was not shown to predict come last."""
+        self._head = None if check is None else check.prediction.head
+        if check is None:
+            self.show(None)
+            return
+        shown = dict(zip(self._head.genes, self._head.predictable))
+        told = [shown[gene] for gene in check.genes]
+        self.show(SimpleNamespace(genes=check.genes, gene_ids=check.gene_ids, pcc=None, predictable=told))
 
     def measure(self, name: str) -> None:
         """Show and order by another number, one of :data:`CHECK_MEASURES`."""
@@ -61,14 +72,16 @@ class CheckGenes(GeneModel):
             return None if gene is None else self._told(gene)
         if role == Qt.ItemDataRole.DisplayRole and index.column() == TRUST:
             pcc = self.pcc(gene)
-            return "not scored" if pcc is None else trust_word(pcc)
+            word = "not scored" if pcc is None else trust_word(pcc)
+            return f"{word} *" if self.not_shown(gene) else word
         return super().data(index, role)
 
     def _told(self, gene: int) -> str:
         head = self._genes.head
         name = f"{head.genes[gene]} {head.gene_ids[gene] if head.gene_ids else ''}".strip()
         pcc = self.pcc(gene)
-        return f"{name}: " + ("not measured to vary on these spots" if pcc is None else f"PCC {pcc:.2f} on these spots")
+        here = "not measured to vary on these spots" if pcc is None else f"PCC {pcc:.2f} on these spots"
+        return f"{name}: {here}. Before: {gene_words(self._head, head.genes[gene])}"
 
 
 __all__ = ["CHECK_MEASURES", "DISAGREEMENT", "GENE", "PCC", "SHARE", "TRUST", "VALUE", "WITHIN", "CheckGenes"]

@@ -7,6 +7,7 @@ for a map; the map's layer knows them, so that they follow it to another gene an
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,6 +121,12 @@ def made(layer: Any, kind: str) -> LayerTuple:
         "metadata": {KEY: {"doubt_of": prediction, "doubt": kind, "of": fingerprint_of(layer)}},
     }
     return {FADED: _faded, NUMBER: _number, HATCHED: _hatched}[kind](layer, prediction, settings)
+
+
+def hatching_beside(layer: LayerTuple) -> list[LayerTuple]:
+    """Return the hatching of a map that is in no viewer yet, as a layer; none where no tile is to be hatched."""
+    one = SimpleNamespace(metadata=layer[1]["metadata"])
+    return [made(one, HATCHED)] if HATCHED in wanted(one) else []
 
 
 def refresh(layer: Any, kinds: tuple[str, ...] = KINDS) -> None:

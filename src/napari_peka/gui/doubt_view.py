@@ -33,6 +33,7 @@ def show_doubts(viewer: Any, layer: Any, doubts: Doubts | None = None) -> None:
     entry = layer.metadata[layers.KEY]
     other = doubts is not None and doubts.shown != doubt_layers.doubts_of(layer).shown
     entry["doubts"] = doubts or doubt_layers.doubts_of(layer)
+    _adopt(viewer, layer)
     own, wanted = doubt_layers.own_layers(layer), doubt_layers.wanted(layer)
     for kind in [k for k in own if k not in wanted]:
         _take_away(viewer, layer, kind)
@@ -44,6 +45,7 @@ def show_doubts(viewer: Any, layer: Any, doubts: Doubts | None = None) -> None:
 
 def leave(viewer: Any, layer: Any) -> None:
     """Take a map's doubt out of the viewer, before the map goes."""
+    _adopt(viewer, layer)
     for kind in list(doubt_layers.own_layers(layer)):
         _take_away(viewer, layer, kind)
 
@@ -78,6 +80,15 @@ def hatch_above(viewer: Any, layer: Any) -> None:
 
 def _of(layer: Any) -> Any:
     return layers.kept(layer).get("doubt_of")
+
+
+def _adopt(viewer: Any, layer: Any) -> None:
+    """Take layers that a reader made with the map for the map's own."""
+    entry, prediction = layer.metadata[layers.KEY], layers.prediction_of(layer)
+    owned = [x for each in viewer.layers for x in doubt_layers.own_layers(each).values()]
+    for x in viewer.layers:
+        if _of(x) is prediction and not any(x is o for o in owned):
+            entry["doubt_layers"] = doubt_layers.own_layers(layer) | {layers.kept(x)["doubt"]: x}
 
 
 def _add(viewer: Any, layer: Any, kind: str) -> None:

@@ -29,6 +29,7 @@ from napari_peka.gui.run_panel import sentence
 from napari_peka.gui.session import session_of
 from napari_peka.gui.set_panel import SetPanel
 from napari_peka.gui.trust_panel import TrustPanel
+from napari_peka.gui.verdict_line import VerdictLine, of_map
 from napari_peka.io.figure import set_trust_text
 from napari_peka.io.statistics import gene_table
 from napari_peka.io.trust import legend, ood_sentence
@@ -87,6 +88,7 @@ class ExploreWidget(Dock):
         self.genes, self.table = self.list.genes, self.list.table
         self.about = Text()
         self.about.setToolTip(_WORDS)
+        self.verdict = VerdictLine()
         self.here = Here(self.viewer)
         self.error = Text("color: #d9534f;")
         self.error.hide()
@@ -132,6 +134,7 @@ class ExploreWidget(Dock):
         column = scrolled(self, notice("workbench/#explore-expression"))
         column.addWidget(self.list, 1)
         column.addWidget(self.about)
+        column.addWidget(self.verdict)
         column.addWidget(self.here)
         column.addWidget(self.error)
         column.addWidget(self.doubts)
@@ -177,6 +180,7 @@ class ExploreWidget(Dock):
             self._numbers.forget()
             self.list.show_head(None)
             self.here.follow(None)
+            self.verdict.show_check(None)
             self.about.setText("Predict a map or open a result to begin.")
             return
         if self._told is not prediction:
@@ -289,6 +293,7 @@ class ExploreWidget(Dock):
     def _describe(self, row: int) -> None:
         head = self._head
         self.regions.show_gene(self._told, head.genes[row])
+        self.verdict.show_check(of_map(self._told))
         gene_id = f" · {head.gene_ids[row]}" if head.gene_ids and head.gene_ids[row] else ""
         layer = self.map.layer()
         low, high = map_layers.colours_of(layer)
@@ -327,6 +332,7 @@ class ExploreWidget(Dock):
         assert score is not None
         assert prediction is not None
         self.regions.show_gene(prediction, None)  # its numbers are of genes
+        self.verdict.show_check(of_map(prediction))
         self.list.keep(None)
         self.list.point_at_none()
         self.about.setText(

@@ -264,7 +264,7 @@ class GeneModel(QAbstractTableModel):
         if role == Qt.ItemDataRole.ToolTipRole:
             names = [head.gene_ids[gene] if head.gene_ids else "", *names_of(head.genes[gene])]
             also = f" ({', '.join(filter(None, names))})" if any(names) else ""
-            return f"{head.genes[gene]}{also}: {_told(head, head.genes[gene])}"
+            return f"{head.genes[gene]}{also}: {trust.gene_words(head, head.genes[gene])}"
         if role == Qt.ItemDataRole.TextAlignmentRole and column == VALUE:
             return int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
         return None
@@ -288,12 +288,6 @@ def known_rows(head: Any, genes: list[str]) -> npt.NDArray[np.intp]:
 def trust_word(pcc: float | None) -> str:
     """Return a held-out correlation as a word."""
     return "not measured" if pcc is None or not np.isfinite(pcc) else trust.trust_word(pcc)
-
-
-def _told(head: Any, gene: str) -> str:
-    """Return how far to believe a gene; of one that was not shown to be predicted, why."""
-    why = trust.why_not_shown(head, gene)
-    return f"{trust.NOT_SHOWN}: {why}" if why else trust.gene_trust(head, gene)
 
 
 def gene_view(model: GeneModel) -> QTableView:

@@ -59,12 +59,18 @@ def reading(layer: Any, world: Any) -> str:
     rank = (np.count_nonzero(known < value) + np.count_nonzero(known <= value)) / 2 / len(known)
     tile = _tile(prediction, at)
     between = "" if gene is None or tile is None else _interval(layer, prediction, gene, value, tile)
-    trust = "" if gene is None else f"; {gene_trust(prediction.head, gene)}"
+    trust = "" if gene is None else f"; {gene_trust(prediction.head, gene)}{_split(prediction)}"
     odd = tile is not None and unlike(prediction)[tile]
     return (
         f"here: {value:.3g} {unit}, {ordinal(round(100 * rank))} percentile of this map{between}{trust}"
         f"{'; unlike the training data: do not believe it' if odd else ''}"
     )
+
+
+def _split(prediction: Any) -> str:
+    """Return on what the held-out correlation was measured; empty where nobody says, or nothing was."""
+    known = prediction.head.pcc is not None and prediction.pcc_split
+    return f" ({prediction.pcc_split})" if known else ""
 
 
 def _tile(prediction: Any, at: npt.NDArray[np.int_]) -> int | None:

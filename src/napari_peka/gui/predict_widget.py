@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from qtpy.compat import isalive
-from qtpy.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QFileDialog, QFormLayout, QPushButton
+from qtpy.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QFileDialog, QFormLayout, QLineEdit, QPushButton
 
 from napari_peka.core.errors import PekaError
 from napari_peka.gui import layers, predict_job, region_layers
@@ -107,6 +107,9 @@ class PredictWidget(Dock):
         for text, name in STAIN.items():
             self.stain.addItem(text, name)
         self.stain.setToolTip("What the model is shown: the slide's own colours, or those that it was trained on")
+        self.organ = QLineEdit()
+        self.organ.setPlaceholderText("not said")
+        self.organ.setToolTip("Of which organ the slide is; the line below says whether the model knows it")
         self.device = DeviceBox(setting("predict", "device", "auto"))
         self.device_note = Snug()
         self.output = FolderField("Folder of the result, SLIDE.peka.zarr; an interrupted run resumes from it")
@@ -130,6 +133,7 @@ class PredictWidget(Dock):
         form.addRow("", self.tissue)
         form.addRow("Detail", self.detail)
         form.addRow("Stain", self.stain)
+        form.addRow("Organ", self.organ)
         form.addRow("Device", self.device)
         form.addRow("", self.device_note)
         form.addRow("Output", self.output)
@@ -152,7 +156,7 @@ class PredictWidget(Dock):
         self.output.edit.textChanged.connect(self._folder_edited)
         for signal in (
             self.mpp.valueChanged, self.tissue.toggled, self.detail.currentIndexChanged, self.replace.toggled,
-            self.device.currentIndexChanged, self.stain.currentIndexChanged,
+            self.device.currentIndexChanged, self.stain.currentIndexChanged, self.organ.textChanged,
         ):  # fmt: skip
             signal.connect(self.plan.later)
         self.session.model_changed.connect(self._model_changed)
@@ -281,7 +285,7 @@ class PredictWidget(Dock):
     def settings(self) -> dict[str, Any]:
         """Return those settings of the form that count for any slide."""
         chosen = {"device": self.device.name(), "find_tissue": self.tissue.isChecked()}
-        return chosen | {"stain": self.stain.currentData()}
+        return chosen | {"stain": self.stain.currentData(), "organ": self.organ.text().strip() or None}
 
     def wish(self) -> Wish | str:
         """Return what the form asks for, or what is missing, as a sentence."""

@@ -29,6 +29,7 @@ from napari_peka.gui.aside import Aside
 from napari_peka.gui.choosers import DropTable, FolderField, Snug
 from napari_peka.gui.places import default_folder
 from napari_peka.gui.run_panel import RunPanel, sentence
+from napari_peka.gui.words import in_the_window
 from napari_peka.io.slide_list import slides_of
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class QueuePanel(QWidget):
 
         `given` holds µm per pixel by file, where a person said them.
         """
-        self._rows = [i for i, (_, state) in enumerate(self.states()) if state != DONE]
+        self._rows = [i for i, result in enumerate(self._results) if result is None]
         paths = [self._path(i) for i in self._rows]
         if not paths:
             self.panel.fail("there is no slide that waits; add some first")
@@ -192,10 +193,10 @@ class QueuePanel(QWidget):
 
     def _ended(self, *_: object) -> None:
         self._lock(False)
-        states = [self.table.item(i, _STATE).text() for i in self._rows]
-        done = states.count(DONE)
-        failed = f", {len(states) - done} failed" if done < len(states) else ""
-        self.panel.status.setText(f"{done} of {len(states)} done{failed}")
+        n = len(self._rows)
+        done = sum(self._results[i] is not None for i in self._rows)
+        failed = f", {n - done} failed" if done < n else ""
+        self.panel.status.setText(f"{done} of {n} done{failed}")
 
     def _stopped(self, *_: object) -> None:
         if self.running:
@@ -310,6 +311,7 @@ def _work(
     paths: list[Path], model: str, settings: dict[str, Any], parts: int, replace: bool, folder: Path | None,
     news: deque[tuple[int, str, Path | None]], rows: list[int], given: dict[Path, float], progress: JobProgress,
 ) -> None:  # fmt: skip
+    from napari_peka.trust.slide_qc import check_of
     from napari_peka.workflows.many import check_names, predict_many
     from napari_peka.workflows.predict import load_forward
 
@@ -329,7 +331,9 @@ def _work(
     )  # fmt: skip
     for row, outcome in zip(rows, done):
         if outcome.error is None:
-            news.append((row, DONE, Path(outcome.entry["output"])))
+            check = check_of(outcome.entry)
+            doubt = f": {in_the_window(check.verdict)}" if check.state in ("doubtful", "bad") else ""
+            news.append((row, DONE + doubt, Path(outcome.entry["output"])))
         elif isinstance(outcome.error, MissingResolution):
             said = f"{outcome.slide.name} does not say how large a pixel is; open it in the dock Slide and set it there"
             news.append((row, f"failed: {said}", None))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_peka.core.errors import PekaError, SettingError
+from napari_peka.gui.doubt_layers import hatching_beside
 from napari_peka.gui.layers import LayerTuple, slide_layer
 from napari_peka.gui.map_layers import best_gene, heatmap_layer
 from napari_peka.gui.words import in_the_window
@@ -37,7 +38,8 @@ def read_layers(path: str | Sequence[str]) -> list[Any]:
                 _restore(Path(one))
             elif Path(one).name.lower().endswith(RESULT_ENDING):
                 prediction = read_prediction(one)
-                layers.append(heatmap_layer(prediction, best_gene(prediction)))
+                heatmap = heatmap_layer(prediction, best_gene(prediction))
+                layers += [heatmap, *hatching_beside(heatmap)]
             else:
                 slide = open_slide(one)
                 layers.append(slide_layer(slide))

@@ -17,7 +17,9 @@ _LABELS = {
     "validation_share": "checked by",
 }  # fmt: skip
 #: what None stands for, where the machine does not choose
-_NONE = {"last_blocks": "all", "context_um": "none", "n_top_genes": "all", "patience": "none"}
+_NONE = {
+    "last_blocks": "all", "context_um": "none", "n_top_genes": "all", "patience": "none", "organ": "not said",
+}  # fmt: skip
 
 
 class SettingsForm(QWidget):

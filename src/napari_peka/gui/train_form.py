@@ -21,7 +21,7 @@ EPOCHS = 10
 ADVANCED = (
     "lr", "batch_size", "rank", "last_blocks", "alpha", "seed", "rotations", "context_um", "features", "unit",
     "validation_share", "patience", "patch_dropout", "min_detected", "n_top_genes", "min_on_tissue", "terms", "mpp",
-    "precision", "device",
+    "organ", "precision", "device",
 )  # fmt: skip
 #: written as text by a person, as names with values
 _NAMED = ("terms",)

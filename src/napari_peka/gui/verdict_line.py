@@ -9,6 +9,7 @@ from napari_peka.gui.choosers import Snug
 from napari_peka.gui.words import in_the_window
 
 if TYPE_CHECKING:
+    from napari_peka.io.prediction import Prediction
     from napari_peka.trust.slide_qc import SlideCheck
 
 #: of the mark before the words, readable on dark and light ground; what is not known is no reason for doubt
@@ -33,6 +34,13 @@ class VerdictLine(Snug):
         words = escape(in_the_window(check.verdict))
         self.setText(f'<b style="color: {_COLOURS[check.state]}">{_MARKS[check.state]}</b> {words}')
         self.setToolTip("<br>".join(_row(*line) for line in _lines(check)))
+
+
+def of_map(prediction: Prediction) -> SlideCheck | None:
+    """Return what is known of a map's slide; None while it grows, and of maps of versions that kept nothing of it."""
+    from napari_peka.trust.slide_qc import SLIDE_CHECK, slide_qc_of
+
+    return slide_qc_of(prediction) if SLIDE_CHECK in prediction.record and not prediction.partial else None
 
 
 def _lines(check: SlideCheck) -> list[tuple[str, str, str]]:

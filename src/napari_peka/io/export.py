@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from napari_peka.io.exports.base import Export, Format, file_name, is_export
 from napari_peka.io.exports.geojson import write_geojson
 from napari_peka.io.exports.images import write_figure, write_ome_tiff, write_ome_zarr
 from napari_peka.io.exports.spatial_data import write_spatialdata
-from napari_peka.io.exports.tables import write_csv, write_h5ad
+from napari_peka.io.exports.tables import csv_description, write_csv, write_h5ad
 from napari_peka.io.prediction import Prediction
 from napari_peka.io.statistics import known_genes
 
@@ -36,7 +37,8 @@ FORMATS = {
         Format("ome-tiff", (".ome.tif", ".ome.tiff"), "heatmap with a channel a gene", write_ome_tiff, 3, best=20),
         Format("geojson", (".geojson", ".json"), "tiles with measurements, for QuPath", write_geojson, 30,
                intervals=True, best=20),
-        Format("csv", (".csv", ".csv.gz"), "a row a tile", write_csv, value_bytes=8, intervals=True),
+        Format("csv", (".csv", ".csv.gz"), "a row a tile", write_csv, value_bytes=8, intervals=True,
+               describe=csv_description),
         Format("png", (".png",), "figure with scale bar, colour bar and unit", write_figure, best=1, a_gene=True),
         Format("svg", (".svg",), "the same as vectors", write_figure, best=1, a_gene=True),
     )
@@ -96,7 +98,8 @@ def export(
     Returns
     -------
     list of Path
-        What was written.
+        What was written. Beside a CSV lies ``NAME.csv-metadata.json``, which says what its columns are and how far to
+        believe them (W3C's *CSV on the Web*).
 
     Raises
     ------
@@ -119,15 +122,25 @@ def export(
     values = len(names) * (1 if level is None else 3) + len(scored) + (prediction.ood is not None)
     for path in tasks:
         _check_free(path, overwrite)
+        if kind.describe is not None:
+            _check_free(_beside(path), overwrite)
         _check_room(path, kind, len(prediction.tiles) * values)
     progress.stage(f"writing {kind.name}", len(tasks) if kind.a_gene else None)
     for path, (part, some) in tasks.items():
         one = Export(prediction, part, dict(regions or {}), slide, dict(figure or {}), some, progress, level)
         files.make_folder(path.parent)
         files.write_beside(path, lambda p, one=one: kind.write(one, p))  # type: ignore[misc]
+        if kind.describe is not None:
+            said = json.dumps(kind.describe(one, path.name), indent=1, ensure_ascii=False)
+            files.write_whole(_beside(path), said.encode())
         if kind.a_gene:  # others tell of tiles or channels
             progress.advance()
     return list(tasks)
+
+
+def _beside(path: Path) -> Path:
+    """Return where W3C's *CSV on the Web* looks for what a table's columns are."""
+    return path.with_name(f"{path.name}-metadata.json")
 
 
 def format_of(name: str) -> Format:
@@ -184,7 +197,8 @@ def _chosen(prediction: Prediction, kind: Format, genes: Sequence[str] | None, n
         at = list(range(len(head.genes)))
     else:
         pcc = np.full(len(head.genes), np.nan) if head.pcc is None else head.pcc
-        at = np.argsort(-np.nan_to_num(pcc, nan=-2.0), kind="stable")[: kind.best].tolist()
+        best_first = np.lexsort((-np.nan_to_num(pcc, nan=-2.0), ~head.predictable))  # stable
+        at = best_first[: kind.best].tolist()
     if not at and not n_sets:
         raise SettingError("no gene was named; leave --genes away for the usual ones")
     return tuple(head.genes[i] for i in at)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.core.doubt import LEVEL, OUTSIDE, opacity
+from napari_peka.core.head import MEASURED
 
 if TYPE_CHECKING:
     from napari_peka.core.head import GeneHead
@@ -57,6 +58,19 @@ def gene_trust(head: GeneHead, gene: str) -> str:
     return f"held-out PCC {'not measured' if pcc is None else f'{pcc:.2f}{_between(low, high)}'}, {NOT_SHOWN}"
 
 
+def gene_record(head: GeneHead, gene: str) -> dict[str, float | bool]:
+    """Return what was measured of a gene on data that were left out of training, fit for JSON; empty: nothing.
+
+    Raises
+    ------
+    UnknownName
+        If the head does not know the gene.
+    """
+    at = head.index(gene)
+    known = {name: value for name in MEASURED if (value := _number(head, name, at)) is not None}
+    return {k: round(v, 4) for k, v in known.items()} | {"predictable": bool(head.predictable[at])} if known else {}
+
+
 def why_not_shown(head: GeneHead, gene: str) -> str:
     """Return in words why a gene was not shown to be predicted; empty where it was, or where nobody measured.
 
@@ -75,6 +89,18 @@ def why_not_shown(head: GeneHead, gene: str) -> str:
     text = f"held-out PCC {pcc:.2f}{between}"
     text += "" if other is None else f", and colour, position or chance alone reach up to {other:.2f}"
     return text + _at_best(head, at, pcc)
+
+
+def gene_words(head: GeneHead, gene: str) -> str:
+    """Return in words how far to believe a gene; of one that was not shown to be predicted, why.
+
+    Raises
+    ------
+    UnknownName
+        If the head does not know the gene.
+    """
+    why = why_not_shown(head, gene)
+    return f"{NOT_SHOWN}: {why}" if why else gene_trust(head, gene)
 
 
 # -- of a map ----------------------------------------------------------------------------------------------------

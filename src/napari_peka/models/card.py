@@ -112,7 +112,7 @@ def _cost(model: Model) -> str:
 def _data(model: Model) -> str:
     training = model.spec.training
     lines = [_plain(str(training["data"]))] if training.get("data") else []
-    lines += [f"Tissue: {_plain(str(training['tissue']))}."] if training.get("tissue") else []
+    lines += [f"Tissue: {_plain(model.spec.tissue)}."] if model.spec.tissue else []
     patients = {str(s["patient"]) for s in model.trained_on if s.get("patient")}
     if len(patients) == 1:
         lines.append("**One patient only**: on another patient or laboratory's stain expect less than the figures say.")

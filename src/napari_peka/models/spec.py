@@ -136,6 +136,11 @@ class BundleSpec(_Part):
     tensors_sha256: str | None = None
     training: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def tissue(self) -> str:
+        """Of which organ the training tissue was; empty: nobody said."""
+        return str(self.training.get("tissue") or "")
+
     def needs_schema(self, tensors: Iterable[str]) -> int:
         """Return the least schema whose readers read this bundle rightly, with the names of its tensors."""
         p = self.preprocessing

@@ -24,6 +24,8 @@ Float32 = npt.NDArray[np.float32]
 State = Literal["good", "unknown", "doubtful", "bad"]
 
 COLOUR, HUE, FOCUS = "reference.colour", "reference.hue", "reference.focus"
+#: where a result's record holds what was known of its slide
+SLIDE_CHECK = "slide_check"
 #: from good to bad; what is not known is no reason for doubt, and is said
 STATES: tuple[State, ...] = ("good", "unknown", "doubtful", "bad")
 #: share of the tiles outside what 98 of 100 training spots are: from here on the slide is doubtful, or bad. Of colours
@@ -115,8 +117,10 @@ class SlideCheck:
 
 
 def check_of(data: Mapping[str, Any]) -> SlideCheck:
-    """Return the check that :meth:`SlideCheck.as_dict` wrote."""
-    return SlideCheck(tuple(Line(**line) for line in data.get("checks", ())))
+    """Return the check that :meth:`SlideCheck.as_dict` wrote, as far as this version understands it."""
+    names = ("key", "state", "text", "mend")
+    said = [{k: str(line.get(k, "")) for k in names} for line in data.get("checks", ()) if isinstance(line, Mapping)]
+    return SlideCheck(tuple(Line(**line) for line in said if line["state"] in STATES))  # type: ignore[arg-type]
 
 
 def colour_reference(features: FloatArray) -> dict[str, Float32]:
@@ -354,8 +358,11 @@ def slide_qc_of(prediction: Prediction, before: SlideCheck | None = None) -> Sli
     before
         From :func:`napari_peka.check_slide`; None: what the map's record holds of it.
     """
-    before = before or check_of(prediction.record.get("slide_check", {}))
+    record = prediction.record
+    before = before or check_of(record.get(SLIDE_CHECK, {}))
     lines = [reading_line(prediction.n_unreadable, len(prediction.tiles)), likeness_line(prediction.ood)]
+    if (trained_on := record.get("model", {}).get("tissue")) is not None:
+        lines.append(organ_line(trained_on, record.get("settings", {}).get("organ")))
     return before.with_lines(lines)
 
 

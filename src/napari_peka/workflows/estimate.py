@@ -15,10 +15,12 @@ from napari_peka.core.errors import SettingError, Undecodable
 from napari_peka.core.geometry import Block, TileTable
 from napari_peka.core.progress import NULL, Cancelled, Progress, costs_in_words, human_time, rate_in_words
 from napari_peka.infer.schedule import coarse_to_fine
+from napari_peka.infer.tissue import find_tissue
 from napari_peka.io.regions import read_regions
 from napari_peka.io.slide import open_slide
 from napari_peka.workflows.many import Outcome, ProgressOf, result_of
 from napari_peka.workflows.predict import load_forward, plan_tiles, readers_of
+from napari_peka.workflows.slide_check import check_slide, shown
 from napari_peka.workflows.standing import Standing, State, standing
 
 if TYPE_CHECKING:
@@ -141,7 +143,6 @@ def estimate(
         If the encoder's weights cannot be had.
     """
     from napari_peka.models.devices import describe
-    from napari_peka.workflows.slide_check import shown
 
     if tiles < 1:
         raise SettingError(f"at least one tile must be timed, got {tiles}")
@@ -177,7 +178,7 @@ def estimate_many(
     mpp: float | Callable[[Path], float | None] | None = None, config: PredictConfig | None = None,
     overwrite: bool = False, progress_of: ProgressOf | None = None,
 ) -> Iterator[Outcome]:  # fmt: skip
-    """Yield for each slide what :func:`predict_many` would take for it; nothing is written.
+    """Yield for each slide what :func:`predict_many` would take for it, and its check; nothing is written.
 
     Parameters
     ----------
@@ -194,12 +195,16 @@ def estimate_many(
                 region = read_regions(roi) if roi else None
                 target = result_of(slide, output)
                 with open_slide(slide, mpp=mpp(slide) if callable(mpp) else mpp) as opened:
+                    tissue = find_tissue(opened, threshold=config.tissue_threshold) if config.find_tissue else None
                     found = estimate(
-                        opened, model, config=config, region=region, output=target, forward=forward, progress=progress
-                    )
+                        opened, model, config=config, region=region, tissue=tissue, output=target, forward=forward,
+                        progress=progress,
+                    )  # fmt: skip
+                    check = check_slide(opened, model, config=config, region=region, tissue=tissue, progress=progress)
                 if overwrite and found.state in ("other", "other head"):
                     found = replace(found, why="")
                 entry |= {"output": str(target), **found.as_dict(), "warnings": list(opened.warnings)}
+                entry |= check.as_dict()
         except Cancelled:
             raise
         except Exception as e:  # noqa: BLE001 - as in predict_many

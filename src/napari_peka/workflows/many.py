@@ -188,12 +188,11 @@ def predict_file(
     task: Task, model: Model, *, config: PredictConfig, forward: Forward | CrewForward | None = None,
     progress: Progress = NULL,
 ) -> dict[str, Any]:  # fmt: skip
-    """Predict one slide file into a folder, check it, and return what the command line says of it."""
+    """Predict one slide file into a folder, and return what the command line says of it."""
     from napari_peka.io.figure import write_map
     from napari_peka.io.regions import read_regions
     from napari_peka.io.slide import open_slide
     from napari_peka.trust.slide_qc import slide_qc_of
-    from napari_peka.workflows.slide_check import check_slide
 
     said: list[str] = []
 
@@ -212,7 +211,6 @@ def predict_file(
             forward=forward, progress=progress,
         )  # fmt: skip
         note_new(opened.warnings)  # reading may have found damage
-        before = check_slide(opened, model, config=config, region=region, progress=progress)
         progress.stage("drawing")
         pictures = [
             str(write_map(prediction, opened, g, task.folder / picture_name(task.slide, g))) for g in task.genes
@@ -227,5 +225,5 @@ def predict_file(
         "resumed_tiles": done["resumed_tiles"],
         "warnings": list(getattr(progress, "notes", said)),
         "pictures": pictures,
-        **slide_qc_of(prediction, before).as_dict(),
+        **slide_qc_of(prediction).as_dict(),
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_peka.config import TrainConfig
+from napari_peka.config import RefitConfig, TrainConfig
 from napari_peka.core.head import MEASURED
 from napari_peka.models.bundle import PROBABILITIES, QUANTILES, RESIDUAL_Q90, Model, save_bundle
 from napari_peka.models.reference import IMAGE, image_reference_of, reference_of
@@ -98,7 +98,8 @@ def save_outcome(
         translate=[layers[0][0].shape[1], *(len(weight) for weight, _ in layers)] if layers else [],
         head=_head_ref(head, features, config.context_um, report, goal, goal.hvg50(paired, outcome.train)),
         training={
-            **record, "summary": report.summary, "learnt": learnt.record | {"head": outcome.head.record},
+            **_tissue(config.organ), **record, "summary": report.summary,
+            "learnt": learnt.record | {"head": outcome.head.record},
         },
     )  # fmt: skip
     return save_bundle(folder, spec, tensors)
@@ -107,7 +108,7 @@ def save_outcome(
 def save_refit(
     folder: Path, name: str, model: Model, head: FittedHead, embedding: npt.NDArray[np.float32],
     train: npt.NDArray[np.bool_], report: EvaluationReport, paired: Paired, goal: Goal, hvg50: list[str],
-    record: dict[str, Any],
+    record: dict[str, Any], config: RefitConfig,
 ) -> Model:  # fmt: skip
     """Write a bundle that sees what another sees, with a head of its own.
 
@@ -131,6 +132,8 @@ def save_refit(
         The genes by which it is judged.
     record
         Provenance, fit for JSON.
+    config
+        Settings; ``organ`` counts.
     """
     old = model.spec
     n = len(paired.sections)
@@ -149,12 +152,19 @@ def save_refit(
         translate_activation=old.translate_activation,
         head=_head_ref(head, old.head.features, old.head.context_um, report, goal, hvg50),
         training={
-            **record, "sections": [*model.trained_on, *record["sections"]], "summary": report.summary,
-            "learnt": {"head": head.record},
+            **_tissue(old.tissue, config.organ), **record, "sections": [*model.trained_on, *record["sections"]],
+            "summary": report.summary, "learnt": {"head": head.record},
         },
     )  # fmt: skip
     image = {k: v for k, v in model.carried.items() if k.startswith(IMAGE)}  # the encoder sees what it saw
     return save_bundle(folder, spec, model.tensors | image | _of_head(head, report, embedding, train, paired, goal))
+
+
+def _tissue(*organs: str | None) -> dict[str, str]:
+    """Return what ``training`` says of the organs, each named once; nothing where nobody said."""
+    said = [o.strip() for organ in organs for o in (organ or "").split(",") if o.strip()]
+    names = {o.casefold(): o for o in reversed(said)}
+    return {"tissue": ", ".join(reversed(names.values()))} if names else {}
 
 
 def _of_head(

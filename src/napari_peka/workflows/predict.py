@@ -24,7 +24,7 @@ from napari_peka.io.kept_tiles import KeptTiles
 from napari_peka.io.prediction import FORMAT, RESEARCH_USE, Prediction, doubt_record, read_prediction
 from napari_peka.io.regions import check_region
 from napari_peka.io.store import RunStore, identity_of_result, result_path
-from napari_peka.trust.slide_qc import ENLARGED
+from napari_peka.trust.slide_qc import ENLARGED, SLIDE_CHECK
 from napari_peka.trust.stain import stain_identity, target_of
 from napari_peka.workflows.growing import Growing, OnBlock, OnPart, OnStart, empty_prediction
 
@@ -179,7 +179,7 @@ def predict(
             done.path = None
             return done
     from napari_peka.infer.forward import Forward
-    from napari_peka.workflows.slide_check import stain_map
+    from napari_peka.workflows.slide_check import check_tiles, stain_map
 
     path = result_path(output)
     config = config or PredictConfig()
@@ -194,8 +194,11 @@ def predict(
             f"an enlarged, blurred picture, and its values mean little"
         )
     progress.stage("finding tissue")
-    if tissue is None and config.find_tissue and not isinstance(forward, Forward):
-        tissue = forward.find_tissue(slide)
+    if tissue is None and config.find_tissue:
+        if isinstance(forward, Forward):
+            tissue = find_tissue(slide, threshold=config.tissue_threshold)
+        else:
+            tissue = forward.find_tissue(slide)
     tiles = plan_tiles(slide, model, config, tissue=tissue, region=region)
     record = record_of(slide, model, tiles, config, forward)
     known = known_embeddings(path, record)
@@ -208,6 +211,7 @@ def predict(
         if store.finished():
             ready = read_prediction(path)
             ready.record["run"] = _run(len(tiles), len(tiles), perf_counter() - began)
+            ready.record["settings"] = ready.record.get("settings", {}) | {"organ": config.organ}
             _ = ready.neighbours
             if on_start:
                 on_start(ready, Schedule([]))
@@ -224,11 +228,13 @@ def predict(
             for block in there:
                 growing.tell(block)
             started = perf_counter() - getattr(progress, "waited_s", 0.0)
+            growing.stain = stain_map(slide, model, config, progress=progress)
             if len(growing.schedule):
-                growing.stain = stain_map(slide, model, config, progress=progress)
                 _embed(growing, forward, progress)
             seconds = perf_counter() - started - getattr(progress, "waited_s", 0.0)
             run = _run(len(tiles), sum(map(len, there)), seconds)
+            check = check_tiles(slide, model, tiles, tissue, config=config, stain=growing.stain, progress=progress)
+            live.record[SLIDE_CHECK] = record[SLIDE_CHECK] = check.as_dict()
             store.finish(live)
     live.record["run"], live.path = run, path
     if bad := live.n_unreadable:
@@ -393,6 +399,7 @@ def of_model(model: Model) -> dict[str, Any]:
             "embedding_digest": model.embedding_digest,
             "seen_digest": model.seen_digest,
             "description": model.spec.description,
+            "tissue": model.spec.tissue,
             "pcc_split": model.spec.head.pcc_split,
             "neighbour_smoothing": model.spec.head.neighbour_smoothing,
             "rotations": model.spec.preprocessing.rotations,

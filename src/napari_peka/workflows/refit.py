@@ -103,7 +103,9 @@ def refit(
         built = place.folder / "bundle"
         files.remove_tree(built)
         hvg50 = walk.judged_by(train)
-        save_refit(built, Path(output).name, model, final, own, train, report, paired, goal, hvg50, walk.record())
+        save_refit(
+            built, Path(output).name, model, final, own, train, report, paired, goal, hvg50, walk.record(), config
+        )
         progress.stage("writing the report")
         report.write(built / REPORT)
         place.finish(built)

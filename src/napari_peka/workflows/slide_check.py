@@ -59,7 +59,7 @@ class Sample:
 
 
 def check_slide(
-    slide: Slide, model: Model, *, organ: str | None = None, config: PredictConfig | None = None, region: Any = None,
+    slide: Slide, model: Model, *, config: PredictConfig | None = None, region: Any = None,
     tissue: Tissue | None = None, progress: Progress = NULL,
 ) -> SlideCheck:  # fmt: skip
     """Say before a prediction whether the model can be believed on a slide; a second or two, no encoder is loaded.
@@ -67,9 +67,8 @@ def check_slide(
     Parameters
     ----------
     slide, model, config, region, tissue
-        As :func:`predict` takes them. With ``config.stain`` the stain is judged as the model will be shown it.
-    organ
-        Of which organ the slide is; None: nobody says.
+        As :func:`predict` takes them. With ``config.stain`` the stain is judged as the model will be shown it;
+        ``config.organ`` says of which organ the slide is.
     progress
         Where to report; raises :class:`Cancelled` to stop.
 
@@ -79,29 +78,31 @@ def check_slide(
         A line a question: each with ``state``, ``text`` and ``mend``; its ``verdict`` is one sentence.
     """
     config = config or PredictConfig()
-    spec, said = model.tile_spec(), slide.resolution
-    lines = [
-        slide_qc.resolution_line(said.mpp if said else None, said.source if said else "", spec.mpp),
-        slide_qc.organ_line(str(model.spec.training.get("tissue") or ""), organ),
-    ]
     progress.stage("looking at the slide")
     if tissue is None and config.find_tissue:
         tissue = find_tissue(slide, threshold=config.tissue_threshold)
-    share = tissue.share if tissue else None
     try:
         table = plan_tiles(slide, model, config, tissue=tissue, region=region)
-    except (MissingResolution, NoTissue) as e:
-        if isinstance(e, NoTissue):
-            lines.append(slide_qc.tissue_line(share, 0))
-        return SlideCheck(tuple(lines))
+    except MissingResolution:
+        return SlideCheck(_of_slide(slide, model, config))
+    except NoTissue:
+        share = tissue.share if tissue else None
+        return SlideCheck((*_of_slide(slide, model, config), slide_qc.tissue_line(share, 0)))
+    stain = stain_map(slide, model, config, progress=progress)
+    return check_tiles(slide, model, table, tissue, config=config, stain=stain, progress=progress)
+
+
+def check_tiles(
+    slide: Slide, model: Model, table: TileTable, tissue: Tissue | None, *, config: PredictConfig,
+    stain: StainMap | None, progress: Progress = NULL,
+) -> SlideCheck:  # fmt: skip
+    """Say what :func:`check_slide` does of tiles that were laid out, shown as `stain` makes them."""
     some = sampled_tiles(slide, table, tissue, progress=progress)
-    seen, after = some.tiles, ""
-    if config.stain != "none":
-        stain = stain_map(slide, model, config, progress=progress)
-        seen, after = (stain(some.tiles) if stain else some.tiles), f"normalisation by {config.stain}"
+    seen, after = (some.tiles, "") if stain is None else (stain(some.tiles), f"normalisation by {config.stain}")
     carried, damage = model.carried, [w for w in slide.warnings if "decode" in w]
-    lines += [
-        slide_qc.tissue_line(share, len(table)),
+    return SlideCheck((
+        *_of_slide(slide, model, config),
+        slide_qc.tissue_line(tissue.share if tissue else None, len(table)),
         slide_qc.stain_line(
             colour_features(seen), percentiles(carried, COLOUR, (101, 6)), percentiles(carried, HUE, (101, 3)),
             after=after,
@@ -109,8 +110,16 @@ def check_slide(
         ),
         slide_qc.focus_line(slide_qc.sharpness(some.tiles), percentiles(carried, FOCUS, (101,))),
         slide_qc.reading_line(some.unreadable, some.asked, sampled=True, damage=damage[0] if damage else ""),
-    ]  # fmt: skip
-    return SlideCheck(tuple(lines))
+    ))  # fmt: skip
+
+
+def _of_slide(slide: Slide, model: Model, config: PredictConfig) -> tuple[Line, Line]:
+    """Return what is known before a tile is looked at: of the resolution and of the organ."""
+    said = slide.resolution
+    return (
+        slide_qc.resolution_line(said.mpp if said else None, said.source if said else "", model.tile_spec().mpp),
+        slide_qc.organ_line(model.spec.tissue, config.organ),
+    )
 
 
 def sampled_tiles(

@@ -21,7 +21,7 @@ from napari_peka.core.head import GeneHead
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.io.prediction import RESEARCH_USE, UNS, Prediction
 from napari_peka.io.statistics import SCORE_UNIT, gene_set_score, known_genes
-from napari_peka.io.trust import UNLIKE
+from napari_peka.io.trust import UNLIKE, gene_record
 
 if TYPE_CHECKING:
     from napari_peka.io.slide import Slide
@@ -217,6 +217,18 @@ class Export:
         return {MARK: told | self._level | {"notice": RESEARCH_USE}}
 
     @property
+    def trust(self) -> dict[str, Any]:
+        """How far to believe its genes, fit for JSON: what was measured of each, and on what; empty: nothing was."""
+        head = self.prediction.head
+        told = {gene: said for gene in self.genes if (said := gene_record(head, gene))}
+        return {"held_out": self.prediction.pcc_split, "genes": told} if told else {}
+
+    @property
+    def mark_with_trust(self) -> dict[str, Any]:
+        """:attr:`mark`, for formats that have no place of their own for what is known of each gene."""
+        return {MARK: self.mark[MARK] | self.trust}
+
+    @property
     def _level(self) -> dict[str, Any]:
         return {} if self.level is None else {"interval_level": self.level}
 
@@ -274,6 +286,8 @@ class Format:
         Without names so many of the best predicted genes are taken; None: all.
     a_gene
         A file a gene.
+    describe
+        Returns, for a format that cannot say it itself, what a file of that name holds; it is written beside it.
     """
 
     name: str
@@ -284,6 +298,7 @@ class Format:
     intervals: bool = False
     best: int | None = None
     a_gene: bool = False
+    describe: Callable[[Export, str], dict[str, Any]] | None = None
 
 
 def even(n: int, most: int) -> int:

@@ -15,6 +15,8 @@ from napari_peka.io.regions import region_feature
 
 #: decimals of a coordinate: a hundredth of a pixel
 _DECIMALS = 2
+#: what of the mark is told: slide and model may hold names that are not to leave with the tiles
+_TOLD = ("unit", "versions", "interval_level", "held_out", "genes", "notice")
 
 
 def write_geojson(export: Export, path: Path) -> None:
@@ -47,7 +49,7 @@ def write_geojson(export: Export, path: Path) -> None:
             "properties": properties,
         }
 
-    told = {MARK: {k: v for k, v in export.mark[MARK].items() if k in ("unit", "versions", "interval_level", "notice")}}
+    told = {MARK: {k: v for k, v in export.mark_with_trust[MARK].items() if k in _TOLD}}
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         between = '{"type": "FeatureCollection", ' + _text(told)[1:-1] + ', "features": [\n'
         for name, region in export.regions.items():

@@ -12,6 +12,7 @@ from napari_peka.core.errors import SettingError
 from napari_peka.io.exports.base import Export
 from napari_peka.io.figure import contrast_limits, write_map
 from napari_peka.io.prediction import RESEARCH_USE
+from napari_peka.io.trust import gene_trust
 
 _UM = "micrometer"
 #: bytes of pixels that a TIFF with 32-bit places holds
@@ -51,7 +52,7 @@ def write_ome_zarr(export: Export, path: Path) -> None:
         name=str(export.prediction.record.get("slide", {}).get("name", "map")),
     )  # fmt: skip
     root.attrs["omero"] = {"channels": channels, "rdefs": {"model": "color"}}
-    root.attrs.update(export.mark)
+    root.attrs.update(export.mark_with_trust)
 
 
 def write_ome_tiff(export: Export, path: Path) -> None:
@@ -63,7 +64,7 @@ def write_ome_tiff(export: Export, path: Path) -> None:
     metadata = {
         "axes": "CYX",
         "Channel": {"Name": export.channels},
-        "Description": RESEARCH_USE,
+        "Description": _description(export),
         "PhysicalSizeY": scale[0], "PhysicalSizeYUnit": "µm", "PhysicalSizeX": scale[1], "PhysicalSizeXUnit": "µm",
         "Plane": {
             "PositionY": [translation[0]] * n, "PositionYUnit": ["µm"] * n,
@@ -74,6 +75,14 @@ def write_ome_tiff(export: Export, path: Path) -> None:
         path, export.by_channels(), shape=shape, dtype=np.float32, bigtiff=size > _CLASSIC_TIFF, ome=True,
         photometric="minisblack", compression="zlib", metadata=metadata,
     )  # fmt: skip
+
+
+def _description(export: Export) -> str:
+    """Return what a TIFF is not for, and how far to believe each of its genes."""
+    head = export.prediction.head
+    said = [f"{gene}: {gene_trust(head, gene)}" for gene in export.genes]
+    split = [f"Held out: {export.prediction.pcc_split}"] if export.prediction.pcc_split else []
+    return "\n".join([RESEARCH_USE, *said, *split])
 
 
 def write_figure(export: Export, path: Path) -> None:

@@ -11,13 +11,25 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from napari_peka.io.exports.base import ANNOTATION, ARRAY, LOWER, ROWS, UPPER, Export, even
+from napari_peka.io.exports.base import ANNOTATION, ARRAY, LOWER, MARK, ROWS, UPPER, Export, even
 from napari_peka.io.prediction import OOD, SPREAD
+from napari_peka.io.statistics import SCORE_UNIT
+from napari_peka.io.trust import UNLIKE, gene_trust
 
 #: genes of a chunk of ``X``, at most: with `ROWS` tiles it is 1 MB, so that a gene of a file of 7 GB is 0.2 GB to read
 _GENES = 512
 #: digits become a tenth smaller at the highest level, in twenty times the time
 _GZIP_LEVEL = 1
+#: what the columns of a CSV before the genes are
+_KINDS: dict[str, Any] = {
+    "tile": "string", "row": "integer", "col": "integer", "read_ok": {"base": "boolean", "format": "True|False"},
+    ANNOTATION: "string",
+}  # fmt: skip
+_OF_TILES = {
+    "tile": "name of the tile", "x": "centre, level-0 pixels", "y": "centre, level-0 pixels", "x_um": "centre, µm",
+    "y_um": "centre, µm", "read_ok": "whether the tile could be decoded", ANNOTATION: "region in which it lies",
+    OOD: UNLIKE, SPREAD: "by how much the intervals are wider than where the model knows most",
+}  # fmt: skip
 #: byte at which a chunk lies, by its first tile and its first gene
 Places = dict[int, dict[int, int]]
 
@@ -94,6 +106,34 @@ def write_csv(export: Export, path: Path) -> None:
             for start, row in zip(starts[rows], values):
                 text = numbers % tuple(row.tolist())
                 file.write(f"{start},{text.replace('nan', '')}\n")
+
+
+def csv_description(export: Export, name: str) -> dict[str, Any]:
+    """Return what the columns of a CSV of that name are, and how far to believe them, fit for JSON.
+
+    It is what W3C's *CSV on the Web* calls metadata and looks for beside the file: a CSV itself has no place for it.
+    """
+    unit, ends = export.prediction.unit, {LOWER: "lower end of the interval", UPPER: "upper end of the interval"}
+    columns: list[dict[str, Any]] = []
+
+    def add(title: str, said: str, kind: Any = "number") -> None:
+        columns.append({"titles": title, "datatype": kind} | ({"dc:description": said} if said else {}))
+
+    for title in _where(export):
+        add(title, _OF_TILES.get(title, ""), _KINDS.get(title, "number"))
+    for gene in export.genes:
+        add(gene, f"predicted expression of {gene}, {unit}; {gene_trust(export.prediction.head, gene)}")
+        for end, what in ends.items() if export.level is not None else ():
+            add(f"{gene}_{end}", f"{what} of {export.level:.0%} of the measured values of {gene}, {unit}")
+    for column, name_of_set in zip(export.score_columns, export.sets):
+        add(column, f"score of the gene set {name_of_set} ({SCORE_UNIT})")
+    return {
+        "@context": "http://www.w3.org/ns/csvw",
+        "url": name,
+        "dc:description": export.mark[MARK]["notice"],
+        "notes": [export.mark_with_trust],
+        "tableSchema": {"columns": columns},
+    }
 
 
 def _where(export: Export) -> dict[str, list[str]]:
