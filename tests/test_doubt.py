@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from napari_peka.core.doubt import PROBABILITIES, Intervals, Likeness
 from napari_peka.core.errors import SettingError
 from napari_peka.models.reference import PERCENTILES, distances, reference_of
+from napari_peka.training.scoring import Measured
 from napari_peka.trust.conformal import calibrate, recalibrated, weighted_quantiles
 from napari_peka.trust.held_out import intervals_of, spread_at, without_each
+from napari_peka.workflows.folds import crossed
 
 
 def sections(rng: np.random.Generator, n: int, k: int, g: int = 4, between: float = 0.0) -> tuple[np.ndarray, ...]:
@@ -195,6 +197,29 @@ def test_what_a_section_is_judged_by_was_calibrated_without_it():
     assert (high - low < 5).all(), "a and b are narrow"
     assert without_each(parts[:1], [None], ["a"], None) == {}
     assert intervals_of([parts[0][:5]], [None], ["a"], None) is None
+
+
+def part(section: str, patient: str, fold: str, sd: float) -> Measured:
+    """A held-out section of 60 spots and 2 genes, whose errors are this wide."""
+    rng = np.random.default_rng(len(section) + ord(section[-1]))
+    truth = rng.normal(5, sd, (60, 2)).astype(np.float32)
+    ids = tuple(f"{section}-{i}" for i in range(60))
+    return Measured(section, patient, fold, 0, ids, rng.uniform(0, 1, (60, 2)), truth, np.full_like(truth, 5),
+                    np.ones(2), {})  # fmt: skip
+
+
+def test_where_patients_were_left_out_a_section_is_judged_without_its_sisters():
+    """What is promised for another patient must not know the errors of this one."""
+    known = (("A1", "A", 9), ("A2", "A", 9), ("B1", "B", 1), ("C1", "C", 1))
+    by_patient = crossed([part(s, p, p, sd) for s, p, sd in known], "log1p CP10K")
+    by_section = crossed([part(s, p, s, sd) for s, p, sd in known], "log1p CP10K")
+    assert set(by_patient) == set(by_section) == {"A1", "A2", "B1", "C1"}
+    width = {name: np.ptp(np.stack(made["A1"].ends(0.9)), axis=0).mean()
+             for name, made in (("patient", by_patient), ("section", by_section))}  # fmt: skip
+    assert width["patient"] < 5, "of B and C alone"
+    assert width["section"] > 10, "A2 is known, and no more is promised than for another section"
+    only_a = crossed([part(s, p, s, sd) for s, p, sd in known[:2]], "log1p CP10K")
+    assert set(only_a) == {"A1", "A2"}
 
 
 def test_unlike_tiles_are_told_and_have_wider_intervals():

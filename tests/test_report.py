@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from napari_peka.core.doubt import Intervals
 from napari_peka.core.errors import StoreError
 from napari_peka.io.figure import trust_text
 from napari_peka.io.prediction import RESEARCH_USE
@@ -160,6 +161,21 @@ def test_a_model_that_does_not_beat_a_baseline_is_told_so(tmp_path):
     m = part()
     m = dataclasses.replace(m, baselines={"colour": m.predicted}, predicted=m.baselines["colour"])
     assert "It is not better than colour alone" in written(judged([m]), tmp_path).words
+
+
+@pytest.mark.parametrize(
+    ("half", "words"),
+    [(1e-3, "it is surer of such tissue than it may be, by 90 of 100"), (9.0, "they are wider than they need be")],
+)
+def test_the_verdict_says_whether_intervals_hold(tmp_path, half, words):
+    """By how much they hold less on another patient or laboratory is what an evaluation there measures."""
+    wide = np.full((1, 2), half, np.float32)
+    report = judged(intervals=Intervals(np.array([0.05, 0.95]), np.concatenate([-wide, wide])))
+    share = round(100 * report.summary["coverage_90"])
+    assert (
+        f"The model's intervals of 90 % hold {share} % of these measured values: {words}."
+        in written(report, tmp_path).words
+    )
 
 
 @pytest.mark.parametrize(

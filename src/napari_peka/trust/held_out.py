@@ -34,7 +34,7 @@ def spread_at(embeddings: FloatArray, train: npt.NDArray[np.bool_], sections: np
 
 
 def intervals_of(
-    residuals: Sequence[FloatArray], spread: Sequence[FloatArray | None], sections: Sequence[str], floor: float | None
+    residuals: Sequence[FloatArray], spread: Sequence[FloatArray | None], groups: Sequence[str], floor: float | None
 ) -> Intervals | None:
     """Return the intervals that held-out parts support together; None where they are too few.
 
@@ -44,29 +44,29 @@ def intervals_of(
         Of each part, measured less predicted, ``(n, g)``.
     spread
         Of each part, ``(n,)``; None: 1.
-    sections
-        Of each part.
+    groups
+        Section, or patient, of each part.
     floor
         Least possible value in the unit.
     """
     wide = [np.ones(len(r), np.float32) if s is None else s for r, s in zip(residuals, spread)]
-    groups = np.repeat(np.asarray(sections, dtype=object), [len(r) for r in residuals]).astype(str)
+    of_spots = np.repeat(np.asarray(groups, dtype=object), [len(r) for r in residuals]).astype(str)
     try:
-        return calibrate(np.concatenate(residuals), np.concatenate(wide), groups, floor=floor)
+        return calibrate(np.concatenate(residuals), np.concatenate(wide), of_spots, floor=floor)
     except SettingError:
         return None
 
 
 def without_each(
-    residuals: Sequence[FloatArray], spread: Sequence[FloatArray | None], sections: Sequence[str], floor: float | None
+    residuals: Sequence[FloatArray], spread: Sequence[FloatArray | None], groups: Sequence[str], floor: float | None
 ) -> dict[str, Intervals]:
-    """Return for each section the intervals that the others support: what they hold of it was calibrated without it."""
+    """Return for each group the intervals that the others support: what they hold of it was calibrated without it."""
     out = {}
-    for name in dict.fromkeys(sections):
-        others = [i for i, s in enumerate(sections) if s != name]
+    for name in dict.fromkeys(groups):
+        others = [i for i, group in enumerate(groups) if group != name]
         if others:
             made = intervals_of(
-                [residuals[i] for i in others], [spread[i] for i in others], [sections[i] for i in others], floor
+                [residuals[i] for i in others], [spread[i] for i in others], [groups[i] for i in others], floor
             )
             if made is not None:
                 out[name] = made

@@ -259,8 +259,9 @@ def measure(
 
 
 def crossed(measured: list[Measured], unit: str) -> dict[str, Intervals]:
-    """Return for each held-out section the intervals that the others support."""
-    return without_each(*_held_out(measured), least_value(unit))
+    """Return for each held-out section the intervals that the others support; of other patients, see `_groups`."""
+    made = without_each(*_held_out(measured), least_value(unit))
+    return {m.section_id: made[group] for m, group in zip(measured, _groups(measured)) if group in made}
 
 
 def supported(measured: Sequence[Measured], unit: str) -> Intervals | None:
@@ -269,8 +270,20 @@ def supported(measured: Sequence[Measured], unit: str) -> Intervals | None:
 
 
 def _held_out(measured: Sequence[Measured]) -> tuple[list[Float32], list[Float32 | None], list[str]]:
-    """Return measured less predicted, spread and section of each part."""
-    return [m.truth - m.predicted for m in measured], [m.spread for m in measured], [m.section_id for m in measured]
+    """Return measured less predicted, spread and group of each part."""
+    return [m.truth - m.predicted for m in measured], [m.spread for m in measured], _groups(measured)
+
+
+def _groups(measured: Sequence[Measured]) -> list[str]:
+    """Return what each part's spots are alike in, and others are not: the patient where whole patients were held out.
+
+    Where they were not, it is the section: then nothing is known of another patient.
+    """
+    folds: dict[str, set[str]] = {}
+    for m in measured:
+        folds.setdefault(m.patient_id, set()).add(m.fold)
+    whole = len(folds) > 1 and all(len(names) == 1 for names in folds.values())
+    return [m.patient_id if whole else m.section_id for m in measured]
 
 
 def ceiling(
