@@ -26,7 +26,11 @@ def main() -> None:
     output, folder = args.output.resolve(), args.st and args.st.resolve()
     args.work.mkdir(parents=True, exist_ok=True)
     os.chdir(args.work)  # the folders that are seen in the pictures are nobody's
-    os.environ |= {"NAPARI_PEKA_MODELS": "models", "NAPARI_CONFIG": str(Path("napari.yaml").resolve())}
+    os.environ |= {
+        "NAPARI_PEKA_MODELS": "models",
+        "NAPARI_PEKA_REUSE": "0",  # a map is to be seen while it fills in, and not taken from the cache
+        "NAPARI_CONFIG": str(Path("napari.yaml").resolve()),
+    }
 
     # not before: napari reads its settings, and Qt its screen, as they are then
     from screenshots import filling, stories

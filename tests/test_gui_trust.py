@@ -386,6 +386,17 @@ class TestFading:
 
 
 class TestNumber:
+    def test_side_by_side_shows_the_map_and_then_the_width_again(self, dock, viewer, heat):
+        dock.doubts.shown.setCurrentText(WIDTH)
+        dock.compare.put(0, "FAIR")
+        dock.compare.beside_button.click()
+        assert heat.visible, "the gene has a view"
+        assert [x.visible for x in own(heat).values()] == [False, False], "its doubt has none"
+        assert len([x for x in viewer.layers if x.visible]) == 2
+        dock.compare.beside_button.click()
+        assert not heat.visible
+        assert [x.visible for x in own(heat).values()] == [True, True]
+
     def test_the_width_lies_in_the_maps_place(self, dock, viewer, heat, prediction):
         dock.doubts.shown.setCurrentText(WIDTH)
         number = own(heat)[NUMBER]

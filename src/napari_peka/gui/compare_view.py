@@ -76,6 +76,7 @@ def show_beside(viewer: Any, layer: Any, genes: Sequence[str]) -> str:
     if viewer.grid.enabled and prediction is not None:
         map_layers.show_colour_bar(layer)
         layer.opacity = layers.kept(layer).pop("opacity", layer.opacity)
+        layer.visible = layers.kept(layer).pop("visible", layer.visible)
         for other in layers.kept(layer).pop("aside", []):
             other.visible = True
     viewer.grid.enabled = False
@@ -86,6 +87,7 @@ def show_beside(viewer: Any, layer: Any, genes: Sequence[str]) -> str:
     look = map_layers.look_of(layer)
     shown = layers.gene_of(layer)  # it has a view already
     others = [g for g in genes if prediction.genes[prediction.head.index(g)] != shown]
+    layers.kept(layer)["visible"], layer.visible = layer.visible, True  # its doubt may lie in its place
     aside = [x for x in viewer.layers if x.visible and x is not layer and layers.slide_of(x) is None]
     for other in aside:  # regions and blends would have a view each
         other.visible = False
