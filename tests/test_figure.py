@@ -19,6 +19,7 @@ from napari_peka.core.head import GeneHead
 from napari_peka.io import figure as figure_module
 from napari_peka.io.figure import contrast_limits, trust_text, write_map
 from napari_peka.io.prediction import RESEARCH_USE, Prediction
+from napari_peka.io.trust import percent
 
 GENES = ("ERBB2", "HLA-A/B $x^2$")
 
@@ -283,6 +284,6 @@ def test_tiles_unlike_the_training_data_are_hatched_and_said(unlike):
         assert not said
         assert not hatched_area(figure)
         return
-    assert f"{unlike / len(made.tiles):.1%}" in " ".join(said[0].split())
+    assert f"{percent(unlike / len(made.tiles))} of the tiles" in " ".join(said[0].split())
     tile = 128.0**2  # 64 px at 1 µm on a slide of 0.5
     assert hatched_area(figure) == pytest.approx([unlike * tile] * 2, rel=0.1)

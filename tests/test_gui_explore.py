@@ -397,7 +397,7 @@ def test_a_stored_result_is_opened(viewer, qtbot, tmp_path, prediction):
     qtbot.addWidget(dock)
     dock.open_result(prediction.path)
     assert dock.gene() == "ERBB2"
-    [(_, settings, _)] = reader.read_layers(str(prediction.path))
+    (_, settings, _), *_ = reader.read_layers(str(prediction.path))
     assert settings["name"] == "ERBB2 (log1p CP10K)"
     dock.open_result(tmp_path / "b.peka.zarr")
     assert "there is no result" in dock.error.text()

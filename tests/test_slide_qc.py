@@ -20,7 +20,8 @@ from napari_peka.trust import slide_qc
 from napari_peka.trust.slide_qc import Line, SlideCheck, check_of
 from napari_peka.trust.stain import stain_reference
 from napari_peka.workflows.outcome import _tissue
-from napari_peka.workflows.slide_check import check_slide, effect_line, sampled_tiles
+from napari_peka.workflows.sampling import sampled_tiles
+from napari_peka.workflows.slide_check import check_slide, effect_line
 
 KEYS = {"resolution", "organ", "tissue", "stain", "focus", "reading"}
 

@@ -16,7 +16,8 @@ from napari_peka.io import cache
 from napari_peka.io.kept_tiles import ENVIRONMENT
 from napari_peka.models.reference import reference_of
 from napari_peka.trust.stain import METHODS, SHAPES, StainMap, fit_stain, stain_reference, target_of
-from napari_peka.workflows.slide_check import sampled_tiles, stain_effect, stain_map
+from napari_peka.workflows.sampling import sampled_tiles
+from napari_peka.workflows.slide_check import stain_effect, stain_map
 
 pytest.importorskip("torchstain", reason="torchstain is not installed (pip install 'napari-peka[stain]')")
 PLAIN = {"device": "cpu", "precision": "fp32", "backend": "torch", "batch_size": 8}

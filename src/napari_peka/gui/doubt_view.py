@@ -84,7 +84,10 @@ def _of(layer: Any) -> Any:
 
 def _adopt(viewer: Any, layer: Any) -> None:
     """Take layers that a reader made with the map for the map's own."""
-    entry, prediction = layer.metadata[layers.KEY], layers.prediction_of(layer)
+    prediction = layers.prediction_of(layer)
+    if prediction is None:
+        return
+    entry = layer.metadata[layers.KEY]
     owned = [x for each in viewer.layers for x in doubt_layers.own_layers(each).values()]
     for x in viewer.layers:
         if _of(x) is prediction and not any(x is o for o in owned):

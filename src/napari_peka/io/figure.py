@@ -17,7 +17,7 @@ from napari_peka.core.geometry import Rect, TileTable
 from napari_peka.core.raster import Raster
 from napari_peka.io.prediction import RESEARCH_USE, Prediction
 from napari_peka.io.statistics import SCORE_UNIT, gene_set_score, known_genes
-from napari_peka.io.trust import gene_trust, trust_text, unlike
+from napari_peka.io.trust import gene_trust, percent, trust_text, unlike
 
 if TYPE_CHECKING:
     from napari_peka.io.slide import Slide
@@ -297,7 +297,7 @@ def _footer(prediction: Prediction) -> str:
     if prediction.pcc_split and prediction.head.pcc is not None:
         parts.append(f"PCC: {prediction.pcc_split}.")
     if odd := float(unlike(prediction).mean()):
-        parts.append(f"Hatched: {odd:.1%} of the tiles are unlike the training data, do not believe the map there.")
+        parts.append(f"Hatched: {percent(odd)} of the tiles, unlike the training data: do not believe the map there.")
     if bad := prediction.n_unreadable:
         parts.append(f"{bad} of {len(prediction.tiles)} tiles could not be read.")
     return "  ".join(parts)

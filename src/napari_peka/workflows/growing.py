@@ -19,9 +19,11 @@ from napari_peka.io.prediction import Prediction
 from napari_peka.io.store import RunStore
 
 if TYPE_CHECKING:
+    from napari_peka.infer.read_ahead import BlockSource
     from napari_peka.io.slide import Slide
     from napari_peka.models.bundle import Model
-    from napari_peka.trust.stain import StainedSlide, StainMap
+    from napari_peka.trust.stain import StainMap
+    from napari_peka.workflows.sampling import Sampler
 
 Embeddings = npt.NDArray[np.float16]
 OnStart = Callable[[Prediction, Schedule], None]
@@ -47,6 +49,8 @@ class Growing:
         Hear of each finished block, and of a block in work; see :func:`napari_peka.predict`.
     stain
         What changes the colours that the model is shown; None: they stay.
+    sampler
+        Keeps some of the tiles that are read; None: none are kept.
     """
 
     slide: Slide
@@ -58,6 +62,7 @@ class Growing:
     on_block: OnBlock | None
     on_part: OnPart | None
     stain: StainMap | None = None
+    sampler: Sampler | None = None
 
     def __post_init__(self) -> None:
         self.blocks = self.tiles.blocks()
@@ -68,9 +73,10 @@ class Growing:
         self._last = np.full(len(self.tiles), np.nan, np.float16)
 
     @property
-    def source(self) -> Slide | StainedSlide:
+    def source(self) -> BlockSource:
         """What tiles are read from."""
-        return self.slide if self.stain is None else self.stain.over(self.slide)
+        read = self.sampler or self.slide
+        return read if self.stain is None else self.stain.over(read)
 
     @property
     def tiles(self) -> TileTable:

@@ -27,6 +27,7 @@ from napari_peka.io.store import RunStore, identity_of_result, result_path
 from napari_peka.trust.slide_qc import ENLARGED, SLIDE_CHECK
 from napari_peka.trust.stain import stain_identity, target_of
 from napari_peka.workflows.growing import Growing, OnBlock, OnPart, OnStart, empty_prediction
+from napari_peka.workflows.sampling import Sampler
 
 if TYPE_CHECKING:
     import torch
@@ -229,11 +230,13 @@ def predict(
                 growing.tell(block)
             started = perf_counter() - getattr(progress, "waited_s", 0.0)
             growing.stain = stain_map(slide, model, config, progress=progress)
+            growing.sampler = Sampler(slide, tiles, tissue)
             if len(growing.schedule):
                 _embed(growing, forward, progress)
             seconds = perf_counter() - started - getattr(progress, "waited_s", 0.0)
             run = _run(len(tiles), sum(map(len, there)), seconds)
-            check = check_tiles(slide, model, tiles, tissue, config=config, stain=growing.stain, progress=progress)
+            some = growing.sampler.sample()
+            check = check_tiles(slide, model, tiles, tissue, some, config=config, stain=growing.stain)
             live.record[SLIDE_CHECK] = record[SLIDE_CHECK] = check.as_dict()
             store.finish(live)
     live.record["run"], live.path = run, path

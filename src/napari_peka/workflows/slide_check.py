@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from napari_peka.config import PredictConfig
-from napari_peka.core.errors import MissingResolution, NoTissue, Undecodable
-from napari_peka.core.geometry import Rect, TileTable
+from napari_peka.core.errors import MissingResolution, NoTissue
+from napari_peka.core.geometry import TileTable
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.infer.tissue import Tissue, find_tissue
 from napari_peka.io.trust import ordinal
@@ -20,6 +18,7 @@ from napari_peka.trust import slide_qc
 from napari_peka.trust.slide_qc import COLOUR, FOCUS, HUE, Line, SlideCheck, percentiles, state_of
 from napari_peka.trust.stain import METHODS, StainedSlide, StainMap, fit_stain, target_of, tensor_name
 from napari_peka.workflows.predict import load_forward, plan_tiles
+from napari_peka.workflows.sampling import Sample, sampled_tiles
 
 if TYPE_CHECKING:
     from napari_peka.infer.forward import Forward
@@ -28,34 +27,8 @@ if TYPE_CHECKING:
     from napari_peka.training.paired import Paired
     from napari_peka.workflows.folds import Goal
 
-Images = npt.NDArray[np.uint8]
-#: tiles that are looked at: with 40 a share of a quarter is known to 7 %
-LOOKED_AT = 40
-#: least share of a tile on tissue for it to be looked at, where there are such tiles: training spots lie on tissue
-_ON_TISSUE = 0.5
 #: training tiles by which a bundle tells what is sharp and how it was stained
 _KEPT = 400
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """Some tiles of a slide.
-
-    Parameters
-    ----------
-    tiles
-        Those that could be decoded, uint8 ``(n, S, S, 3)``.
-    asked
-        How many were to be read.
-    """
-
-    tiles: Images
-    asked: int
-
-    @property
-    def unreadable(self) -> int:
-        """How many could not be decoded."""
-        return self.asked - len(self.tiles)
 
 
 def check_slide(
@@ -89,15 +62,15 @@ def check_slide(
         share = tissue.share if tissue else None
         return SlideCheck((*_of_slide(slide, model, config), slide_qc.tissue_line(share, 0)))
     stain = stain_map(slide, model, config, progress=progress)
-    return check_tiles(slide, model, table, tissue, config=config, stain=stain, progress=progress)
+    some = sampled_tiles(slide, table, tissue, progress=progress)
+    return check_tiles(slide, model, table, tissue, some, config=config, stain=stain)
 
 
 def check_tiles(
-    slide: Slide, model: Model, table: TileTable, tissue: Tissue | None, *, config: PredictConfig,
-    stain: StainMap | None, progress: Progress = NULL,
+    slide: Slide, model: Model, table: TileTable, tissue: Tissue | None, some: Sample, *, config: PredictConfig,
+    stain: StainMap | None,
 ) -> SlideCheck:  # fmt: skip
-    """Say what :func:`check_slide` does of tiles that were laid out, shown as `stain` makes them."""
-    some = sampled_tiles(slide, table, tissue, progress=progress)
+    """Say what :func:`check_slide` does of tiles of which some were read, shown as `stain` makes them."""
     seen, after = (some.tiles, "") if stain is None else (stain(some.tiles), f"normalisation by {config.stain}")
     carried, damage = model.carried, [w for w in slide.warnings if "decode" in w]
     return SlideCheck((
@@ -120,26 +93,6 @@ def _of_slide(slide: Slide, model: Model, config: PredictConfig) -> tuple[Line, 
         slide_qc.resolution_line(said.mpp if said else None, said.source if said else "", model.tile_spec().mpp),
         slide_qc.organ_line(model.spec.tissue, config.organ),
     )
-
-
-def sampled_tiles(
-    slide: Slide, table: TileTable, tissue: Tissue | None = None, n: int = LOOKED_AT, *, progress: Progress = NULL
-) -> Sample:
-    """Read some tiles from all over a table, always the same ones; those well on tissue where there are any."""
-    rects = table.rects()
-    rows = np.arange(len(rects))
-    if tissue is not None and len(rects):
-        well = np.flatnonzero(tissue.mask.fraction(rects) >= _ON_TISSUE)
-        rows = well if len(well) else rows
-    rows = np.unique(rows[np.linspace(0, len(rows) - 1, n).round().astype(int)])
-    progress.stage("looking at tiles", len(rows))
-    read = []
-    for y, x, h, w in rects[rows].tolist():
-        with contextlib.suppress(Undecodable):
-            read.append(slide.read_block(Rect(y, x, h, w), table.spec.mpp))
-        progress.advance()
-    size = table.spec.size_px
-    return Sample(np.stack(read) if read else np.zeros((0, size, size, 3), np.uint8), len(rows))
 
 
 def stain_map(slide: Slide, model: Model, config: PredictConfig, *, progress: Progress = NULL) -> StainMap | None:
