@@ -185,6 +185,12 @@ def check(stage: Stage, case: Case, work: Path) -> None:
             _see(stage, case.checked)
         stage.bring_up(dock, row(dock, "Order by" if mode == "predicted" else "Show"))
         stage.shoot(name)
+    press(dock, "predicted")
+    hands.find_gene(dock, case.checked.gene)
+    fold = unfold(dock, "Do the intervals hold?")
+    hands.wait(lambda: hands.says(fold, "genes that vary"))
+    stage.bring_up(dock, fold)
+    stage.shoot("check-calibration")
 
 
 # -- steps that several stories have -----------------------------------------------------------------------------
