@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from napari_peka.core.errors import SettingError, near_names
 
@@ -14,6 +14,7 @@ AdapterKind = Literal["none", "bone", "bat", "lora", "adalora", "hra", "dora", "
 Unit = Literal["log1p CP10K", "log2(1+CP10K)", "log1p counts"]
 Stain = Literal["none", "macenko", "reinhard"]
 Device = Annotated[str, Field(pattern=r"^(auto|(cpu|cuda|mps)(:\d+)?)$", description="auto, cpu, cuda, cuda:1 or mps")]
+Organ = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class Settings(BaseModel):
@@ -51,8 +52,8 @@ class PredictConfig(Settings):
     stain: Stain = Field(
         "none", description="bring the slide's colours towards the model's training data: by macenko or reinhard"
     )
-    organ: str | None = Field(
-        None, min_length=1, description="of which organ the slide is, said beside what the model was trained on"
+    organ: Organ | None = Field(
+        None, description="of which organ the slide is, said beside what the model was trained on"
     )
     readers: int | None = Field(None, ge=1, le=64, description="threads that read the slide; None: by the machine")
 
@@ -85,9 +86,7 @@ class HeadConfig(Settings):
         description="section, patient or block: each left out in turn; names: left out for good; None: what a manifest "
         "calls test, else sections, or blocks of the only one",
     )
-    organ: str | None = Field(
-        None, min_length=1, description="of which organ the sections are: the model says so of other slides"
-    )
+    organ: Organ | None = Field(None, description="of which organ the sections are: the model says so of other slides")
 
     seed: int = Field(0, ge=0, description="of everything that is drawn")
     device: Device = "auto"
@@ -207,7 +206,8 @@ class BenchmarkConfig(Settings):
 _WORDS = {
     "int_parsing": "a whole number", "int_type": "a whole number", "int_from_float": "a whole number",
     "float_parsing": "a number", "float_type": "a number", "bool_parsing": "true or false",
-    "bool_type": "true or false", "string_type": "text", "list_type": "a list", "dict_type": "names with values",
+    "bool_type": "true or false", "string_type": "text",
+    "string_too_short": "some text, or left away", "list_type": "a list", "dict_type": "names with values",
 }  # fmt: skip
 
 

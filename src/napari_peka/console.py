@@ -105,6 +105,10 @@ def console_progress(title: str, console: Console | None = None) -> Iterator[Con
         yield progress
 
 
+#: of each gene of a model
+_OF_GENES = ("pcc", "pcc_low", "pcc_high", "attainable_pcc")
+
+
 def _is_live(console: Console) -> bool:
     """Return whether a bar can be drawn again and again."""
     return console.is_terminal and not console.is_dumb_terminal
@@ -139,6 +143,12 @@ def check_text(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _doubts(entry: dict[str, Any]) -> list[str]:
+    """Return the verdict on a slide, and what speaks against it, each with what to do."""
+    against = [line for line in entry["checks"] if line["state"] in ("doubtful", "bad")]
+    return [f"  {entry['verdict']}", *(f"    {line['key']}: {line['text']} → {line['mend']}" for line in against)]
+
+
 def predict_text(entries: list[dict[str, Any]]) -> str:
     """Return the entries of ``predict``, for a person."""
     lines = []
@@ -150,7 +160,7 @@ def predict_text(entries: list[dict[str, Any]]) -> str:
         before = f", {e['resumed_tiles']} of them from before" if e["resumed_tiles"] else ""
         lines.append(f"{e['slide']}: {e['tiles']} tiles{bad}{before}, {human_time(e['seconds'])} -> {e['output']}")
         lines += [f"  {p}" for p in e["pictures"]]
-        lines.append(f"  {e['verdict']}")
+        lines += _doubts(e)
     return "\n".join(lines)
 
 
@@ -167,7 +177,7 @@ def estimate_text(entries: list[dict[str, Any]]) -> str:
         lines += [f"{e['slide']}: {size}{passes}{there}", f"  {e['text']}"]
         lines += [f"  takes about {bytes_text(e['result_bytes'])} of disk"] if e["tiles_left"] else []
         lines += [f"  in the way: {e['why']}"] if e["why"] else []
-        lines.append(f"  {e['verdict']}")
+        lines += _doubts(e)
     return "\n".join(lines)
 
 
@@ -214,9 +224,11 @@ def listing_text(data: dict[str, Any]) -> str:
 
 
 def genes_text(table: list[dict[str, Any]]) -> str:
-    """Return a model's genes, for a person: symbol, Ensembl id, held-out PCC."""
-    lines = [f"{'gene':<16} {'Ensembl id':<16} held-out PCC"]
-    lines += [
-        f"{r['gene']:<16} {r['gene_id']:<16} {'–' if r['pcc'] is None else format(r['pcc'], '.3f')}" for r in table
-    ]
+    """Return a model's genes, for a person: symbol, Ensembl id, held-out PCC with its interval, noise ceiling."""
+    lines = [f"{'gene':<16} {'Ensembl id':<16} {'held-out PCC':<24} attainable"]
+    for r in table:
+        pcc, low, high, top = ("–" if r[k] is None else f"{r[k]:.3f}" for k in _OF_GENES)
+        between = "" if r["pcc_low"] is None else f" ({low} to {high})"
+        mark = "" if r["predictable"] else "  not shown to be predicted"
+        lines.append(f"{r['gene']:<16} {r['gene_id']:<16} {pcc + between:<24} {top}{mark}")
     return "\n".join(lines)

@@ -23,6 +23,8 @@ Genes = Sequence[int] | npt.NDArray[np.integer]
 
 #: share of measured values that an interval is to hold, where nobody asks for another
 LEVEL = 0.9
+#: by which a share may miss its level without a word, whatever the number of spots
+_SLACK = 0.02
 #: both ends of the intervals of 50, 80, 90 and 95 %, and the median
 PROBABILITIES = (0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)
 #: percentile from which on a tile counts as unlike the training data: one in a hundred of theirs lies beyond it
@@ -210,6 +212,20 @@ class Likeness:
         spots: the same for all genes.
         """
         return np.asarray(np.sqrt(1 + np.square(np.asarray(distance, np.float64)) / max(self.rows, 1)), np.float32)
+
+
+def beyond(share: float, level: float, spots: int) -> int:
+    """Return whether intervals hold fewer of some spots than they should (-1), more (1), or about as many (0).
+
+    Parameters
+    ----------
+    share, level
+        What they hold, and what they should.
+    spots
+        How many spots there are. A share of few scatters; they are no independent samples, so it scatters more still.
+    """
+    slack = max(_SLACK, 2 * float(np.sqrt(level * (1 - level) / max(spots, 1))))
+    return int(share > level + slack) - int(share < level - slack)
 
 
 def opacity(ood: FloatArray | None, width: FloatArray | None, reach: float) -> Float32 | None:

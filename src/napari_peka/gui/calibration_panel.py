@@ -79,13 +79,21 @@ class CalibrationPanel(QWidget):
         self._said: dict[str, str] = {}
         self.ready(False)
 
-    def ready(self, known: bool) -> None:
-        """Begin with another map, or another section; `known` says whether it has intervals."""
+    def ready(self, known: bool, seen: bool = False) -> None:
+        """Begin with another map, or another section.
+
+        Parameters
+        ----------
+        known
+            Whether the map has intervals.
+        seen
+            Whether the model was trained on these spots: nothing is fitted to them.
+        """
         self._said = {}
         for item in (self._low, self._high, self._mean, self._gene):
             item.setData([], [])
         self.plot.setVisible(known)
-        self.fit.run_button.setEnabled(known and not self.fit.running)
+        self.fit.run_button.setEnabled(known and not seen and not self.fit.running)
         self.words.setText("" if known else NO_INTERVALS)
 
     def show_gene(self, gene: str, found: Calibration | None) -> None:

@@ -195,7 +195,7 @@ class CheckForm(QObject):
         self._enable(True)
         self.scatter.show()
         self.holds.setVisible(True)
-        self.calibration.ready(check.intervals is not None)
+        self.calibration.ready(check.intervals is not None, check.seen)
         at = self.order.findText(WITHIN)
         if (at >= 0) != (check.intervals is not None):
             self.order.removeItem(at) if at >= 0 else self.order.addItem(WITHIN)
@@ -283,7 +283,8 @@ class CheckForm(QObject):
         together = moran_words(score["moran"])
         if together:
             together = f"<br>Moran's I of that {score['moran']:.2f}".replace("-", "−") + f": {together}"
-        before = f"<br>Before: {gene_words(check.prediction.head, gene)}"
+        split = f" ({check.prediction.pcc_split})" if check.prediction.pcc_split else ""
+        before = f"<br>Before: {gene_words(check.prediction.head, gene)}{split}"
         self.numbers.setText(f"<b>{gene}</b>{gene_id}<br>{said}, over {spots:,} spots{where}{errors}{together}{before}")
         if check.intervals is not None:
             self.calibration.show_gene(gene, None if doubt is None else doubt.calibration)
@@ -323,7 +324,7 @@ class CheckForm(QObject):
 
 def _found(places: list[Any]) -> str:
     if not places:
-        return "none here: errors lie no more together than chance would have them"
+        return "no place stands out (false discovery rate 5 %)"
     parts = [f"{p.kind} at {len(p.rows)} spots ({_signed(p.residual)})" for p in places[:4]]
     more = f", and {len(places) - 4} more" if places[4:] else ""
     return "; ".join(parts) + more

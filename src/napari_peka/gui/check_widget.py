@@ -271,6 +271,12 @@ class CheckWidget(Dock):
     def _search(self, text: str) -> None:
         with self._keeping():
             self.form.genes.search(text)
+        self._fail(None)
+        if self.check is not None and not self.form.genes.rowCount():
+            try:
+                self.check.index(text.strip())
+            except PekaError as e:  # it says what is near
+                self._fail(e)
         if text:
             self.form.table.scrollToTop()
         else:

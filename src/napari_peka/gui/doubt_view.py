@@ -25,15 +25,10 @@ def show_doubts(viewer: Any, layer: Any, doubts: Doubts | None = None) -> None:
     """
     if layers.prediction_of(layer) is None:
         return
-    events = layer.events  # a second connection is the first one
-    for event in (events.contrast_limits, events.colormap, events.gamma):
-        event.connect(_recolour)
-    events.visible.connect(_visible_changed)
-    events.opacity.connect(_opacity_changed)
+    adopt(viewer, layer)
     entry = layer.metadata[layers.KEY]
     other = doubts is not None and doubts.shown != doubt_layers.doubts_of(layer).shown
     entry["doubts"] = doubts or doubt_layers.doubts_of(layer)
-    _adopt(viewer, layer)
     own, wanted = doubt_layers.own_layers(layer), doubt_layers.wanted(layer)
     for kind in [k for k in own if k not in wanted]:
         _take_away(viewer, layer, kind)
@@ -45,7 +40,7 @@ def show_doubts(viewer: Any, layer: Any, doubts: Doubts | None = None) -> None:
 
 def leave(viewer: Any, layer: Any) -> None:
     """Take a map's doubt out of the viewer, before the map goes."""
-    _adopt(viewer, layer)
+    adopt(viewer, layer)
     for kind in list(doubt_layers.own_layers(layer)):
         _take_away(viewer, layer, kind)
 
@@ -82,11 +77,16 @@ def _of(layer: Any) -> Any:
     return layers.kept(layer).get("doubt_of")
 
 
-def _adopt(viewer: Any, layer: Any) -> None:
-    """Take layers that a reader made with the map for the map's own."""
+def adopt(viewer: Any, layer: Any) -> None:
+    """Take layers that a reader made with a map for the map's own, and let all of them follow it."""
     prediction = layers.prediction_of(layer)
     if prediction is None:
         return
+    events = layer.events  # a second connection is the first one
+    for event in (events.contrast_limits, events.colormap, events.gamma):
+        event.connect(_recolour)
+    events.visible.connect(_visible_changed)
+    events.opacity.connect(_opacity_changed)
     entry = layer.metadata[layers.KEY]
     owned = [x for each in viewer.layers for x in doubt_layers.own_layers(each).values()]
     for x in viewer.layers:

@@ -60,11 +60,20 @@ def reading(layer: Any, world: Any) -> str:
     tile = _tile(prediction, at)
     between = "" if gene is None or tile is None else _interval(layer, prediction, gene, value, tile)
     trust = "" if gene is None else f"; {gene_trust(prediction.head, gene)}{_split(prediction)}"
-    odd = tile is not None and unlike(prediction)[tile]
     return (
         f"here: {value:.3g} {unit}, {ordinal(round(100 * rank))} percentile of this map{between}{trust}"
-        f"{'; unlike the training data: do not believe it' if odd else ''}"
+        f"{_likeness(prediction, tile)}"
     )
+
+
+def _likeness(prediction: Any, tile: int | None) -> str:
+    """Return how unlike the training data a tile is; empty where that is not known."""
+    if tile is None or prediction.ood is None or not np.isfinite(prediction.ood[tile]):
+        return ""
+    place = ordinal(int(prediction.ood[tile]))
+    if unlike(prediction)[tile]:
+        return f"; unlike the training data ({place} percentile): do not believe it"
+    return f"; {place} percentile of unlikeness"
 
 
 def _split(prediction: Any) -> str:

@@ -31,6 +31,7 @@ def read_layers(path: str | Sequence[str]) -> list[Any]:
     from napari_peka.io.prediction import read_prediction
     from napari_peka.io.slide import open_slide
 
+    _know_viewer()
     layers: list[LayerTuple] = []
     for one in [path] if isinstance(path, (str, Path)) else path:
         try:
@@ -47,6 +48,16 @@ def read_layers(path: str | Sequence[str]) -> list[Any]:
         except PekaError as e:
             _say([str(e)], error=True)
     return layers or [(None,)]  # npe2's word for "read, and nothing to show"
+
+
+def _know_viewer() -> None:
+    """Let what is opened lie on what is open already, whatever docks there are."""
+    from napari import current_viewer
+
+    from napari_peka.gui.session import session_of
+
+    if (viewer := current_viewer()) is not None:
+        session_of(viewer)
 
 
 def _restore(path: Path) -> None:

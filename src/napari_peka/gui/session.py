@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from napari.utils.notifications import show_warning
 from psygnal import Signal
 
 from napari_peka.gui import layers, preferences
+from napari_peka.gui.placing import agree
 
 if TYPE_CHECKING:
     from napari_peka.io.prediction import Prediction
@@ -198,6 +200,8 @@ class Session:
         self._sections.clear()
 
     def _layers_changed(self, event: Any = None) -> None:
+        if getattr(event, "type", "") == "inserted" and (why := agree(self.viewer, event.value)):
+            show_warning(why)
         self.layers_changed.emit()
 
     @contextmanager

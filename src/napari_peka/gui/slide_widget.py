@@ -28,6 +28,7 @@ from napari_peka.gui.choosers import LayerChooser, Text, fold, notice, scrolled,
 from napari_peka.gui.dock import Dock
 from napari_peka.gui.opening import Opener
 from napari_peka.gui.places import regions_path
+from napari_peka.gui.placing import give_resolution
 from napari_peka.gui.region_list import RegionList
 from napari_peka.gui.run_panel import sentence
 from napari_peka.gui.session import session_of
@@ -231,8 +232,6 @@ class SlideWidget(Dock):
 
     def _set_mpp(self) -> None:
         """Open the slide again with the number of the form; regions stay where they were drawn."""
-        from napari_peka.io.slide import open_slide
-
         layer = self.slide.layer()
         slide = layers.slide_of(layer)
         if slide is None:
@@ -241,20 +240,11 @@ class SlideWidget(Dock):
         if not self.mpp.value():
             self._fail("give the µm per pixel: 20× is about 0.5, 40× about 0.25")
             return
-        before = np.array(layer.scale, float)[:2]
         try:
-            opened = open_slide(slide.path, mpp=self.mpp.value())
+            give_resolution(self.viewer, layer, self.mpp.value())
         except PekaError as e:
             self._fail(e)
             return
-        layers.set_resolution(layer, opened)
-        layers.show_scale_bar(self.viewer)
-        factor = np.array(layer.scale, float)[:2] / before
-        for other in self.viewer.layers:
-            if any(layers.is_part_of(other, kind, slide) for kind in ("regions", "tissue", "associated")):
-                layers.adopt(other, opened)
-                layers.rescale(other, factor)
-        layers.keep_view(self.viewer, factor)
         self._slide_changed()
         self.session.layers_changed.emit()
         if any(layers.is_map_of(x, slide) for x in self.viewer.layers):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from psygnal import Signal
 
-from napari_peka.gui import layers, spot_layers
+from napari_peka.gui import doubt_view, layers, spot_layers
 from napari_peka.gui.spot_layers import DIFFERENCE, KINDS, Limits, Values
 
 if TYPE_CHECKING:
@@ -197,6 +197,7 @@ class SpotView:
         check = self._check
         for layer in self.viewer.layers:
             if check is not None and layers.prediction_of(layer) is check.prediction and layer.visible:
+                doubt_view.adopt(self.viewer, layer)  # its hatching goes with it
                 layer.visible = False
                 self._map = layer
 

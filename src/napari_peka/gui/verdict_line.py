@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: of the mark before the words, readable on dark and light ground; what is not known is no reason for doubt
 _COLOURS = {"good": "#3f9f5f", "unknown": "#3f9f5f", "doubtful": "#d98e1f", "bad": "#d9534f"}
+_UNKNOWN = "#8a8f98"
+_AGAINST = ("doubtful", "bad")
 _MARKS = {"good": "✓", "unknown": "✓", "doubtful": "?", "bad": "✕"}
 
 
@@ -32,7 +34,9 @@ class VerdictLine(Snug):
             self.setToolTip("")
             return
         words = escape(in_the_window(check.verdict))
-        self.setText(f'<b style="color: {_COLOURS[check.state]}">{_MARKS[check.state]}</b> {words}')
+        worst = next((line for line in check.lines if line.state == check.state), None)
+        do = f"<br>→ {escape(in_the_window(worst.mend))}" if worst and worst.mend and check.state in _AGAINST else ""
+        self.setText(f'<b style="color: {_COLOURS[check.state]}">{_MARKS[check.state]}</b> {words}{do}')
         self.setToolTip("<br>".join(_row(*line) for line in _lines(check)))
 
 
@@ -50,4 +54,5 @@ def _lines(check: SlideCheck) -> list[tuple[str, str, str]]:
 def _row(state: str, text: str, mend: str) -> str:
     mark = "–" if state == "unknown" else _MARKS[state]
     do = f"<br>&nbsp;&nbsp;&nbsp;→ {escape(mend)}" if mend else ""
-    return f'<b style="color: {_COLOURS[state]}">{mark}</b> {escape(text)}{do}'
+    colour = _UNKNOWN if state == "unknown" else _COLOURS[state]
+    return f'<b style="color: {colour}">{mark}</b> {escape(text)}{do}'

@@ -15,6 +15,8 @@ _INSTEAD = {
     "--patient or patient=": "the table's column patient",
     "--image or image=": "a manifest's column image",
     "--section or section=": "a manifest's column section",
+    "(--stain macenko or stain=)": "(Stain)",
+    "(--stain none)": "(Stain)",
     "--mpp or mpp=": "the field µm per pixel, or a manifest's column mpp",
     "(--image)": "(a manifest's column image)",
     "(--affine)": "(Move spots on the image)",

@@ -13,7 +13,7 @@ from napari_peka.core import files
 from napari_peka.core.doubt import LEVEL
 from napari_peka.core.errors import OutputMismatch, SettingError, UnknownName, near_names
 from napari_peka.core.progress import NULL, Progress
-from napari_peka.io.exports.base import Export, Format, file_name, is_export
+from napari_peka.io.exports.base import MARK, Export, Format, file_name, is_export
 from napari_peka.io.exports.geojson import write_geojson
 from napari_peka.io.exports.images import write_figure, write_ome_tiff, write_ome_zarr
 from napari_peka.io.exports.spatial_data import write_spatialdata
@@ -123,7 +123,7 @@ def export(
     for path in tasks:
         _check_free(path, overwrite)
         if kind.describe is not None:
-            _check_free(_beside(path), overwrite)
+            _check_free(_beside(path), overwrite or _is_ours(_beside(path)))
         _check_room(path, kind, len(prediction.tiles) * values)
     progress.stage(f"writing {kind.name}", len(tasks) if kind.a_gene else None)
     for path, (part, some) in tasks.items():
@@ -141,6 +141,14 @@ def export(
 def _beside(path: Path) -> Path:
     """Return where W3C's *CSV on the Web* looks for what a table's columns are."""
     return path.with_name(f"{path.name}-metadata.json")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a description was written by an export: where its table is gone, it may be replaced."""
+    try:
+        return MARK in path.read_text("utf-8")
+    except (OSError, ValueError):
+        return False
 
 
 def format_of(name: str) -> Format:

@@ -17,7 +17,7 @@ from napari_peka.core.geometry import Rect, TileTable
 from napari_peka.core.raster import Raster
 from napari_peka.io.prediction import RESEARCH_USE, Prediction
 from napari_peka.io.statistics import SCORE_UNIT, gene_set_score, known_genes
-from napari_peka.io.trust import gene_trust, percent, trust_text, unlike
+from napari_peka.io.trust import gene_trust, percent, trust_text, unlike, unlike_share
 
 if TYPE_CHECKING:
     from napari_peka.io.slide import Slide
@@ -53,6 +53,9 @@ _FALLBACK_FONTS = (
     "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Hiragino Sans", "PingFang SC", "Arial Unicode MS",
     "Yu Gothic", "Microsoft YaHei", "Malgun Gothic",
 )  # fmt: skip
+
+#: share of a map unlike the training data from which on its title says so
+_MOSTLY = 0.5
 
 
 def contrast_limits(values: npt.NDArray[Any], percentiles: tuple[float, float] = CONTRAST) -> tuple[float, float]:
@@ -143,7 +146,7 @@ def gene_shown(prediction: Prediction, gene: str) -> Shown:
     """Return a gene's values and trust."""
     head = prediction.head
     name = head.genes[head.index(gene)]
-    return Shown(name, prediction.raster(name), gene_trust(head, name))
+    return Shown(name, prediction.raster(name), f"{gene_trust(head, name)}{_not_here(prediction)}")
 
 
 def set_shown(prediction: Prediction, name: str, genes: Sequence[str]) -> Shown:
@@ -285,6 +288,12 @@ def _beyond(values: npt.NDArray[Any], low: float, high: float) -> str:
     finite = values[np.isfinite(values)]
     below, above = bool((finite < low).any()), bool((finite > high).any())
     return "both" if below and above else "min" if below else "max" if above else "neither"
+
+
+def _not_here(prediction: Prediction) -> str:
+    """Return that a gene's correlation says nothing of this slide, where most of it is unlike the training data."""
+    share = unlike_share(prediction) or 0.0
+    return f"\nbut {percent(share)} of this map is unlike the training data" if share >= _MOSTLY else ""
 
 
 def _footer(prediction: Prediction) -> str:

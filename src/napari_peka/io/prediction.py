@@ -26,6 +26,10 @@ EMBEDDINGS = "X_peka"
 WEIGHTS, RESIDUALS = "peka_weights", "peka_residuals"
 #: the model's own quantiles, where those of a result were fitted to measured spots
 RESIDUALS_OF_MODEL = "peka_residuals_of_model"
+#: entry of a stored record: every part was written, also those that are zero all over
+COMPLETE = "complete"
+#: characters of another library's words that are repeated
+_SAID = 120
 #: entry of ``record["intervals"]`` that says by which measured spots they were fitted
 FITTED = "fitted"
 #: columns of ``obs``: how unlike the training data a tile is, and how much wider intervals are there
@@ -255,6 +259,7 @@ def read_prediction(path: Path | str) -> Prediction:
         record = json.loads(adata.uns[UNS]["record"])
         if record["format"] > FORMAT:
             raise NoResult(f"{path} is of a newer version of napari-peka; update to read it")
+        _refuse_missing(path, everywhere=bool(record.pop(COMPLETE, False)))
         spec = TileSpec(**record["tile_spec"])
         embeddings = np.asarray(adata.obsm[EMBEDDINGS])
         weights = np.ascontiguousarray(np.asarray(adata.varm[WEIGHTS], np.float32).T)
@@ -284,8 +289,28 @@ def read_prediction(path: Path | str) -> Prediction:
     except StoreError:
         raise
     except Exception as e:
-        raise NoResult(f"{path} is not a napari-peka result or is damaged ({type(e).__name__}: {e})") from e
+        raise NoResult(
+            f"{path} is not a napari-peka result, or it is damaged: copy it again, or move it away and predict its "
+            f"slide again ({type(e).__name__}: {str(e)[:_SAID]})"
+        ) from e
     return made
+
+
+def _refuse_missing(path: Path, everywhere: bool) -> None:
+    """Refuse a result of which parts are missing: zarr reads them as zeros, without a word.
+
+    Older versions did not write parts that are zero all over; embeddings and weights never are.
+    """
+    import zarr
+
+    for name, array in zarr.open_group(str(path), mode="r").members(max_depth=None):
+        if not isinstance(array, zarr.Array) or not (everywhere or name.rpartition("/")[2] in (EMBEDDINGS, WEIGHTS)):
+            continue
+        if array.nchunks_initialized < array.nchunks:
+            raise NoResult(
+                f"{path} is damaged, parts of {name} are missing: copy it again, or move it away and "
+                "predict its slide again"
+            )
 
 
 def anndata_of(prediction: Prediction) -> Any:

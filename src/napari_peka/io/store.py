@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.core import files
-from napari_peka.core.errors import OutputMismatch, StoreError
+from napari_peka.core.errors import OutputMismatch, SettingError, StoreError
 from napari_peka.core.geometry import Block, TileTable
 from napari_peka.core.head import GeneHead
 from napari_peka.io.block_files import BlockFiles
-from napari_peka.io.prediction import EMBEDDINGS, UNS, Prediction, anndata_of
+from napari_peka.io.prediction import COMPLETE, EMBEDDINGS, UNS, Prediction, anndata_of
 
 RUN_FILE = "run.json"
 #: what two runs may differ in, for a person
@@ -40,7 +40,7 @@ def result_path(output: Path | str) -> Path:
     """Return the path of a result; its name must end in ``.zarr``."""
     path = Path(output).expanduser()
     if path.suffix != ".zarr":
-        raise StoreError(f"the output {path} must end in .zarr (such as {path.name or 'case'}.peka.zarr)")
+        raise SettingError(f"the output {path} must end in .zarr (such as {path.name or 'case'}.peka.zarr)")
     return path
 
 
@@ -183,7 +183,40 @@ def save_result(done: Prediction, path: Path | str, *, overwrite: bool = False) 
     return dataclasses.replace(done, path=path)
 
 
+def amend_record(done: Prediction) -> None:
+    """Put a stored map's record as it is now into its result, whole or not at all; what else is there stays.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written.
+    """
+    import anndata
+    import zarr
+
+    assert done.path is not None
+    parts: dict[str, Any] = {}
+    root = zarr.open_group(zarr.storage.MemoryStore(parts), mode="w", zarr_format=2)
+    kept = json.loads(_record_text(done.path))
+    record = done.record | {k: kept[k] for k in (COMPLETE,) if k in kept}
+    anndata.io.write_elem(root, "record", json.dumps({k: v for k, v in record.items() if k != "run"}))
+    files.write_whole(done.path / "uns" / UNS / "record" / "0", parts["record/0"].to_bytes())
+
+
+def _record_text(path: Path) -> str:
+    import zarr
+
+    return str(np.asarray(zarr.open_group(str(path), mode="r")[f"uns/{UNS}/record"][()]).item())
+
+
 def _assemble(target: Path, done: Prediction) -> None:
+    import zarr
+
+    with zarr.config.set({"array.write_empty_chunks": True}):  # so that a part that is missing is known to be
+        _write_parts(target, dataclasses.replace(done, record=done.record | {COMPLETE: True}))
+
+
+def _write_parts(target: Path, done: Prediction) -> None:
     import anndata
     import zarr
 
@@ -219,12 +252,8 @@ def identity_of_result(path: Path) -> dict[str, Any]:
     StoreError
         If there is something else at `path`.
     """
-    import zarr
-
     try:
-        text = zarr.open_group(str(path), mode="r")[f"uns/{UNS}/record"][()]
-        record = json.loads(str(np.asarray(text).item()))
-        return dict(record["identity"])
+        return dict(json.loads(_record_text(path))["identity"])
     except Exception as e:
         raise StoreError(
             f"{path} exists and is not a napari-peka result, or is damaged; move it away or choose another output"

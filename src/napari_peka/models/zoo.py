@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from napari_peka.core.errors import BundleError, EncoderUnavailable, PekaError, UnknownName, near_names
-from napari_peka.core.head import MEASURED
+from napari_peka.core.head import MEASURED, GeneHead
 from napari_peka.models.bundle import SPEC_FILE, TENSOR_FILE, Model, read_bundle
 from napari_peka.models.folder import ENVIRONMENT, models_folder
 from napari_peka.models.hub import quiet_hub
@@ -18,6 +18,9 @@ from napari_peka.models.registry import ENCODERS, TIMM_PREFIX, EncoderCard, enco
 
 DEMO = "demo"
 ASSETS = Path(__file__).parent.parent / "assets"
+
+#: what is told of each gene
+_OF_GENES = ("pcc", "pcc_low", "pcc_high", "attainable_pcc")
 
 
 def load_model(name: str | Path, *, offline: bool = False) -> Model:
@@ -220,7 +223,10 @@ def about(name: str) -> dict[str, Any]:
 
 
 def gene_table(name: str) -> list[dict[str, Any]]:
-    """Return the genes of a model, best predicted first: ``gene``, ``gene_id``, ``pcc`` (held out, None if not known).
+    """Return the genes of a model, best predicted first, those that it was not shown to predict last.
+
+    A row has ``gene``, ``gene_id``, ``pcc`` (held out), ``pcc_low``, ``pcc_high``, ``attainable_pcc`` (None if not
+    known) and ``predictable``.
 
     Raises
     ------
@@ -228,10 +234,18 @@ def gene_table(name: str) -> list[dict[str, Any]]:
         If there is no such model.
     """
     head = load_model(name, offline=True).head
-    pcc = [None] * len(head.genes) if head.pcc is None else [float(v) if v == v else None for v in head.pcc]
     ids = head.gene_ids or ("",) * len(head.genes)
-    rows = [{"gene": g, "gene_id": i, "pcc": p} for g, i, p in zip(head.genes, ids, pcc)]
-    return sorted(rows, key=lambda row: (row["pcc"] is None, -(row["pcc"] or 0.0), row["gene"]))
+    rows = [
+        {"gene": gene, "gene_id": ids[at], **dict.fromkeys(_OF_GENES), **_known(head, at),
+         "predictable": bool(head.predictable[at])}
+        for at, gene in enumerate(head.genes)
+    ]  # fmt: skip
+    return sorted(rows, key=lambda r: (not r["predictable"], r["pcc"] is None, -(r["pcc"] or 0.0), r["gene"]))
+
+
+def _known(head: GeneHead, at: int) -> dict[str, float]:
+    values = {name: float(head.measured[name][at]) for name in _OF_GENES if name in head.measured}
+    return {name: value for name, value in values.items() if value == value}
 
 
 def _card(card: EncoderCard) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from napari_peka.core.doubt import LEVEL, beyond
 from napari_peka.models.card import BASELINE_NAMES, TIE
 from napari_peka.training.baselines import BEFORE, FROZEN
 from napari_peka.training.targets import N_VARIABLE
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from napari_peka.training.evaluate import EvaluationReport
 
 _WAS, _BLIND = (BASELINE_NAMES[BEFORE], BASELINE_NAMES[FROZEN]), ", which sees no structure of the tissue"
-#: share that intervals promise to hold, and by how much they may miss it
-PROMISED, SLACK = 0.9, 0.02
 #: how a split in words begins when sections that are judged were trained on
 TRAINED_ON = "TRAINED ON"
 #: PCC from which a gene is called so; the words of the maps, see docs/concepts.md
@@ -157,16 +156,15 @@ def verdict(report: EvaluationReport) -> list[str]:
     held = Score.of(report.summary.get("coverage_90"))
     if held.known:
         said.append(f"The model's intervals of 90{SPACE}% hold {percent(held.mean)} of these measured values: "
-                    f"{_held_in_words(held.mean)}.")  # fmt: skip
+                    f"{_held_in_words(held.mean, report.n_spots)}.")  # fmt: skip
     said.append(f"Split: {_sentence(report.split)}")
     return said
 
 
-def _held_in_words(share: float) -> str:
+def _held_in_words(share: float, spots: int) -> str:
     """Return in words what it means that intervals of 90 % hold this share."""
-    if share < PROMISED - SLACK:
-        return f"it is surer of such tissue than it may be, by {round(100 * (PROMISED - share))} of 100"
-    return "they are wider than they need be" if share > PROMISED + SLACK else "as they promise"
+    fewer = f"it is surer of such tissue than it may be, by {round(100 * (LEVEL - share))} of 100"
+    return {-1: fewer, 1: "they are wider than they need be"}.get(beyond(share, LEVEL, spots), "as they promise")
 
 
 def flattered(report: EvaluationReport) -> str:

@@ -32,7 +32,8 @@ STATES: tuple[State, ...] = ("good", "unknown", "doubtful", "bad")
 #: it is 1 to 18 % of the spots of a section that was left out of a training, and 2 to 6 % of the tiles of its slide; on
 #: slides of two other laboratories 92 and 100 %
 SOME, MOST = 0.25, 0.75
-#: share of a map's tiles unlike the training data from which on that is said: the tissue's rim alone is some 5 %
+#: share of the tiles unlike the training data, or out of focus, from which on that is said: the tissue's rim alone is
+#: some 5 % of the former, and of sections that were left out of a training at most 2 % are out of focus
 NOTICED = 0.1
 #: percentiles of the training spots within which a tile is like them
 WITHIN = (1, 99)
@@ -264,7 +265,7 @@ def stain_line(
     whose = f" after {after}" if after else ""
     if (state := state_of(share)) == "good":
         return Line("stain", state, f"The stain{whose} is that of the training spots ({1 - share:.0%} of the tiles).")
-    mend = "" if after or not can else "try to normalise the stain (stain = macenko), or "
+    mend = "" if after or not can else "try to normalise the stain (--stain macenko or stain=), or "
     return Line(
         "stain", state, f"{share:.0%} of the tiles{whose} are coloured unlike the training spots, "
         f"{_tone(np.median(means, axis=0)[:3] - known[50, :3])} as a whole.",
@@ -297,7 +298,7 @@ def focus_line(sharp: FloatArray, reference: FloatArray | None) -> Line:
     least = BLURRED if reference is None else float(np.asarray(reference)[WITHIN[0]])
     than = "tiles in focus are" if reference is None else "99 of 100 training spots"
     share = float((known < least).mean())
-    state = state_of(share)
+    state = state_of(share) if share > SOME or share < NOTICED else "doubtful"
     if state == "good":
         some = f" but for {share:.0%} of the tiles" if share >= 0.01 else ""
         return Line("focus", state, f"In focus{some}.")
@@ -321,7 +322,9 @@ def reading_line(unreadable: int, tiles: int, *, sampled: bool = False, damage: 
 def organ_line(trained_on: str, organ: str | None) -> Line:
     """Say whether a model is meant for a slide's organ; empty and None: nobody says."""
     if not trained_on:
-        return Line("organ", "unknown", "The model does not say of which organ its training tissue was.")
+        of = f"The slide is of {organ}; the" if organ else "The"
+        return Line("organ", "unknown", f"{of} model does not say of which organ its training tissue was.",
+                    "ask who trained it; training writes it down (organ)")  # fmt: skip
     said = f"This model was trained on {trained_on}"
     if not organ:
         return Line("organ", "unknown", f"{said}; it says nothing of other organs.", f"take it for {trained_on} alone")
@@ -341,9 +344,8 @@ def likeness_line(ood: FloatArray | None) -> Line:
     if state == "good":
         return Line("likeness", state, f"{1 - share:.0%} of the tiles are like the training data.")
     few = f"Only {1 - share:.0%} of the tiles are" if share < 1 else "No tile is"
-    hatched = ", the others are hatched" if share < 1 else ""
     return Line(
-        "likeness", state, f"{few} like the training data{hatched}.",
+        "likeness", state, f"{few} like the training data.",
         "believe the map only where tiles are like it, and look at what is not" if share < 1 else "do not believe it",
     )  # fmt: skip
 

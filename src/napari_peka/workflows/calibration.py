@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_peka.core.doubt import LEVEL
+from napari_peka.core.doubt import LEVEL, beyond
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.training.metrics import nan_mean
 
@@ -25,8 +25,6 @@ Float64 = npt.NDArray[np.float64]
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 #: between these shares of the genes lies what is told of all of them
 _MOST_GENES = (0.1, 0.9)
-#: by which a share may miss its level without a word, whatever the number of spots
-_SLACK = 0.02
 #: genes worked on at once
 _AT_ONCE = 512
 SEEN = "the model was trained on these very spots: that says nothing of others"
@@ -97,7 +95,9 @@ class Calibration:
         at = max((k for k, level in enumerate(self.levels) if level <= LEVEL + 1e-6), default=0)
         level = self.levels[at] if self.levels else math.nan
         share = float((self.mean if gene is None else self.held[:, gene])[at]) if self.levels else math.nan
-        if not math.isfinite(share) or not self.spots:
+        if not self.spots:
+            return "not known: there are no spots here"
+        if not math.isfinite(share):
             return "not known: there are no intervals here"
         if self.fitted:
             return f"{within(share, level)}, but {self.fitted}"
@@ -111,13 +111,9 @@ def within(share: float, level: float) -> str:
 
 def verdict(share: float, level: float, spots: int) -> str:
     """Return in words what it means that intervals hold this share of some spots."""
-    # a share of so few spots scatters; they are no independent samples, so that it scatters more still
-    slack = max(_SLACK, 2 * math.sqrt(level * (1 - level) / max(spots, 1)))
-    if share < level - slack:
-        return "this slide is less certain than the model thinks"
-    if share > level + slack:
-        return "this slide is more certain than the model thinks"
-    return "the model knows how wrong it is here"
+    return {
+        -1: "this slide is less certain than the model thinks", 1: "this slide is more certain than the model thinks",
+    }.get(beyond(share, level, spots), "the model knows how wrong it is here")  # fmt: skip
 
 
 def moran_words(value: float) -> str:

@@ -23,8 +23,8 @@ from napari_peka.io.cache import COMPILED, kept_in
 from napari_peka.io.kept_tiles import KeptTiles
 from napari_peka.io.prediction import FORMAT, RESEARCH_USE, Prediction, doubt_record, read_prediction
 from napari_peka.io.regions import check_region
-from napari_peka.io.store import RunStore, identity_of_result, result_path
-from napari_peka.trust.slide_qc import ENLARGED, SLIDE_CHECK
+from napari_peka.io.store import RunStore, amend_record, identity_of_result, result_path
+from napari_peka.trust.slide_qc import ENLARGED, SLIDE_CHECK, slide_qc_of
 from napari_peka.trust.stain import stain_identity, target_of
 from napari_peka.workflows.growing import Growing, OnBlock, OnPart, OnStart, empty_prediction
 from napari_peka.workflows.sampling import Sampler
@@ -212,7 +212,7 @@ def predict(
         if store.finished():
             ready = read_prediction(path)
             ready.record["run"] = _run(len(tiles), len(tiles), perf_counter() - began)
-            ready.record["settings"] = ready.record.get("settings", {}) | {"organ": config.organ}
+            _say_organ(ready, config)
             _ = ready.neighbours
             if on_start:
                 on_start(ready, Schedule([]))
@@ -237,7 +237,7 @@ def predict(
             run = _run(len(tiles), sum(map(len, there)), seconds)
             some = growing.sampler.sample()
             check = check_tiles(slide, model, tiles, tissue, some, config=config, stain=growing.stain)
-            live.record[SLIDE_CHECK] = record[SLIDE_CHECK] = check.as_dict()
+            live.record[SLIDE_CHECK] = record[SLIDE_CHECK] = slide_qc_of(live, check).as_dict()
             store.finish(live)
     live.record["run"], live.path = run, path
     if bad := live.n_unreadable:
@@ -245,6 +245,16 @@ def predict(
             f"{bad} of {len(tiles)} tiles of {slide.path.name} could not be decoded; they are empty in the map"
         )
     return live
+
+
+def _say_organ(ready: Prediction, config: PredictConfig) -> None:
+    """Let a result that is there say of which organ its slide is, where that is said now: it decides no number."""
+    settings = ready.record.get("settings", {})
+    if config.organ is None or settings.get("organ") == config.organ:
+        return
+    ready.record["settings"] = settings | {"organ": config.organ}
+    ready.record[SLIDE_CHECK] = slide_qc_of(ready).as_dict()
+    amend_record(ready)
 
 
 def load_forward(model: Model, config: PredictConfig | None = None, *, offline: bool = False) -> Forward:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_peka.core.doubt import LEVEL, Intervals
-from napari_peka.core.errors import SectionError, SettingError
+from napari_peka.core.errors import OutputMismatch, SectionError, SettingError
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.io.prediction import FITTED, Prediction, doubt_record
 from napari_peka.io.store import result_path, save_result
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _AT_ONCE = 512
 #: parts of the section that are left out in turn, to see what the fit is worth
 _BLOCKS = 4
+#: by which µm per pixel of map and spots may differ: the pitch of spots tells them to a few per cent
+_SCALE = 0.1
 
 
 def recalibrate(
@@ -82,6 +84,9 @@ def recalibrate(
     if prediction.partial or prediction.n_done < len(prediction.tiles):
         raise SettingError("the map is not finished; finish it first, then fit its intervals")
     target = prediction.path if output is None else result_path(output)
+    same = target is not None and prediction.path is not None and target.resolve() == prediction.path.resolve()
+    if target is not None and target.exists() and not (overwrite or same):
+        raise OutputMismatch(f"{target} is there already; choose another output, or overwrite it (--overwrite)")
     own = dataclasses.replace(prediction, intervals=prediction.model_intervals or prediction.intervals)
     made = check(own, section)
     if made.seen:
@@ -89,6 +94,8 @@ def recalibrate(
             f"the model was trained on {section.section_id}, where its errors are smaller than elsewhere: fit "
             "intervals to spots that it has not seen"
         )
+    _refuse_namesake(prediction, section)
+    _refuse_scale(prediction, section)
     rows = np.flatnonzero(made.inside)
     if len(rows) < MIN_SPOTS:
         raise SettingError(
@@ -103,8 +110,27 @@ def recalibrate(
     if target is None:
         return fitted
     progress.stage("writing the result")
-    same = prediction.path is not None and Path(target).resolve() == Path(prediction.path).resolve()
     return save_result(fitted, target, overwrite=overwrite or same)
+
+
+def _refuse_namesake(prediction: Prediction, section: Section) -> None:
+    """Refuse a section that is called as one of training: with another image its own fingerprint is another."""
+    known = prediction.record.get("model", {}).get("trained_on", ())
+    if section.section_id in {t.get("name") for t in known if t.get("part", "train") == "train"}:
+        raise SectionError(
+            f"the model was trained on a section called {section.section_id}: if these are its spots, fit intervals to "
+            "others; if they are not, give them another name (--section or section=)"
+        )
+
+
+def _refuse_scale(prediction: Prediction, section: Section) -> None:
+    """Refuse spots whose slide has other µm per pixel than the map."""
+    theirs, ours = (float(np.mean(mpp)) for mpp in (section.slide.mpp, prediction.tiles.slide_mpp))
+    if not np.isclose(theirs, ours, rtol=_SCALE):
+        raise SectionError(
+            f"{section.section_id} has {theirs:.4g} µm per pixel, and the map was predicted at {ours:.4g}: give the "
+            "same to both (--mpp or mpp=)"
+        )
 
 
 def _fitted(made: Check, rows: npt.NDArray[np.intp], progress: Progress) -> Intervals:

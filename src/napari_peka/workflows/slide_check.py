@@ -163,7 +163,7 @@ def effect_line(before: npt.NDArray[np.floating], after: npt.NDArray[np.floating
         f"them were like the training data, {like[1]:.0%} are"
     )
     if now > was - 1 and like[1] <= like[0]:
-        return Line("normalisation", "doubtful", f"{said}: no nearer.", "leave the stain as it is (stain = none)")
+        return Line("normalisation", "doubtful", f"{said}: no nearer.", "leave the stain as it is (--stain none)")
     state = state_of(1 - like[1])
     mend = "" if state == "good" else "many tiles stay unlike the training data: believe little of them"
     return Line("normalisation", state, f"{said}.", mend)

@@ -214,7 +214,14 @@ class Export:
         """What made it, for a root's attributes."""
         record = self.prediction.record
         told = {k: record[k] for k in ("unit", "model", "slide", "versions") if k in record}
-        return {MARK: told | self._level | {"notice": RESEARCH_USE}}
+        fitted = {"intervals_fitted_to": self.prediction.fitted} if self.prediction.fitted else {}
+        return {MARK: told | self._level | fitted | {"notice": RESEARCH_USE}}
+
+    @property
+    def fitted_in_words(self) -> list[str]:
+        """By which measured spots the intervals were fitted, as a sentence; none where they were not."""
+        told = self.prediction.fitted
+        return [f"Intervals fitted to {told.get('spots', 0):,} spots of {told.get('section')}"] if told else []
 
     @property
     def trust(self) -> dict[str, Any]:
@@ -246,7 +253,8 @@ class Export:
         adata.uns[UNS] = {**adata.uns[UNS], **self._level, "notice": RESEARCH_USE}
         if (of := self.prediction.intervals) is not None:
             floor = {} if of.floor is None else {"floor": of.floor}
-            adata.uns[UNS]["intervals"] = {"probabilities": np.asarray(of.probabilities, float), **floor}
+            fitted = {"fitted_to": words[0]} if (words := self.fitted_in_words) else {}
+            adata.uns[UNS]["intervals"] = {"probabilities": np.asarray(of.probabilities, float), **floor, **fitted}
         told: dict[str, Any] = {}
         for column, (name, genes), score in zip(self.score_columns, self.sets.items(), self.scores.T):
             adata.obs[column] = score

@@ -16,7 +16,7 @@ from napari_peka.io.regions import region_feature
 #: decimals of a coordinate: a hundredth of a pixel
 _DECIMALS = 2
 #: what of the mark is told: slide and model may hold names that are not to leave with the tiles
-_TOLD = ("unit", "versions", "interval_level", "held_out", "genes", "notice")
+_TOLD = ("unit", "versions", "interval_level", "intervals_fitted_to", "held_out", "genes", "notice")
 
 
 def write_geojson(export: Export, path: Path) -> None:

@@ -82,7 +82,8 @@ def _description(export: Export) -> str:
     head = export.prediction.head
     said = [f"{gene}: {gene_trust(head, gene)}" for gene in export.genes]
     split = [f"Held out: {export.prediction.pcc_split}"] if export.prediction.pcc_split else []
-    return "\n".join([RESEARCH_USE, *said, *split])
+    ends = [] if export.level is None else [f"lower, upper: ends of the {export.level:.0%} interval"]
+    return "\n".join([RESEARCH_USE, *said, *split, *ends, *export.fitted_in_words])
 
 
 def write_figure(export: Export, path: Path) -> None:

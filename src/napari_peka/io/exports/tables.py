@@ -130,7 +130,7 @@ def csv_description(export: Export, name: str) -> dict[str, Any]:
     return {
         "@context": "http://www.w3.org/ns/csvw",
         "url": name,
-        "dc:description": export.mark[MARK]["notice"],
+        "dc:description": ". ".join([export.mark[MARK]["notice"].rstrip("."), *export.fitted_in_words]) + ".",
         "notes": [export.mark_with_trust],
         "tableSchema": {"columns": columns},
     }

@@ -1,0 +1,72 @@
+"""Slides and maps of them lie on each other, whichever came first and whoever knows the µm per pixel. No Qt in here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from napari_peka.core.errors import PekaError
+from napari_peka.gui import layers
+
+#: relative difference of two µm per pixel that is rounding
+_SAME = 0.005
+
+
+def give_resolution(viewer: Any, layer: Any, mpp: float | tuple[float, float]) -> None:
+    """Open the slide of a layer again with these µm per pixel; what was drawn on it stays where it was drawn.
+
+    Raises
+    ------
+    PekaError
+        If it cannot be opened.
+    """
+    from napari_peka.io.slide import open_slide
+
+    slide = layers.slide_of(layer)
+    assert slide is not None
+    before = np.array(layer.scale, float)[:2]
+    opened = open_slide(slide.path, mpp=mpp)
+    layers.set_resolution(layer, opened)
+    layers.show_scale_bar(viewer)
+    factor = np.array(layer.scale, float)[:2] / before
+    for other in viewer.layers:
+        if any(layers.is_part_of(other, kind, slide) for kind in ("regions", "tissue", "associated")):
+            layers.adopt(other, opened)
+            layers.rescale(other, factor)
+    layers.keep_view(viewer, factor)
+
+
+def agree(viewer: Any, added: Any) -> str:
+    """Let a slide and its maps lie on each other after one of them was added.
+
+    A slide of which nobody knows the µm per pixel takes those with which its map was predicted.
+
+    Returns
+    -------
+    str
+        Why they do not; empty where they do.
+    """
+    prediction, slide = layers.prediction_of(added), layers.slide_of(added)
+    if prediction is not None:
+        layer = layers.layer_of_slide(viewer, layers.fingerprint_of(added))
+        slide = layers.slide_of(layer)
+    elif slide is not None:
+        layer = added
+        maps = [p for x in viewer.layers if (p := layers.prediction_of(x)) and layers.is_map_of(x, slide)]
+        prediction = maps[-1] if maps else None
+    if prediction is None or slide is None:
+        return ""
+    mpp = prediction.tiles.slide_mpp
+    if slide.resolution is None:
+        try:
+            give_resolution(viewer, layer, mpp)
+        except PekaError as e:
+            return f"{slide.name} and its map do not lie on each other, for the slide cannot be opened again: {e}"
+    elif not np.allclose(slide.resolution.mpp, mpp, rtol=_SAME):
+        return (
+            f"the map was predicted at {mpp[1]:.4g} µm per pixel, and {slide.name} is shown at "
+            f"{slide.resolution.mpp[1]:.4g}, so they do not lie on each other: set the µm per pixel in the dock Slide, "
+            "or predict it again"
+        )
+    return ""
