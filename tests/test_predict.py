@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import anndata
 import numpy as np
 import pytest
 import shapely
+import zarr
 
 import napari_peka as peka
 from napari_peka.core.errors import (
@@ -28,6 +30,7 @@ from napari_peka.core.errors import (
     UnknownName,
 )
 from napari_peka.core.progress import Cancelled, JobProgress
+from napari_peka.io import store as stored
 
 CONFIG = peka.PredictConfig(device="cpu", precision="fp32", batch_size=8)
 
@@ -131,6 +134,49 @@ def test_a_result_of_a_later_version_asks_for_an_update(whole, monkeypatch):
     monkeypatch.setattr(prediction, "FORMAT", 0)  # to a version before the first this result is of a later one
     with pytest.raises(StoreError, match="newer version of napari-peka; update"):
         peka.read_prediction(whole.path)
+
+
+PARTS = [
+    "obs/read_ok/0", "obsm/spatial/0.0", "obsm/X_peka/0.0", "varm/peka_weights/0.0", "var/bias/0", "obs/row", "varm",
+    "uns/napari_peka/record/0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_result_of_which_a_part_is_missing_is_refused(whole, tmp_path, part):
+    """Zarr reads what is missing as zeros, without a word: a map would be trusted that is none."""
+    copy = tmp_path / "copy.peka.zarr"
+    shutil.copytree(whole.path, copy)
+    assert peka.read_prediction(copy).n_done == len(whole.tiles)
+    gone = copy / part
+    files_of = [p for p in gone.rglob("*") if not p.name.startswith(".")] if gone.is_dir() else [gone]
+    for file in [p for p in files_of if p.is_file()]:
+        file.unlink()
+    with pytest.raises(StoreError, match=r"damaged.*copy it again, or move it away and predict its slide again"):
+        peka.read_prediction(copy)
+
+
+def test_results_of_older_versions_are_read_without_parts_that_are_zero(whole, tmp_path):
+    copy = tmp_path / "copy.peka.zarr"
+    shutil.copytree(whole.path, copy)
+    record = copy / "uns" / "napari_peka" / "record" / "0"
+    before = peka.read_prediction(copy)
+    stored.amend_record(before)
+    assert peka.read_prediction(copy).record == before.record
+    amended = record.read_bytes()
+    (copy / "obs" / "block" / "0").unlink()  # zero all over where there is one block
+    with pytest.raises(StoreError):
+        peka.read_prediction(copy)
+    _forget_that_it_is_complete(copy)
+    assert record.read_bytes() != amended
+    assert not peka.read_prediction(copy).tiles.block.any()
+
+
+def _forget_that_it_is_complete(path) -> None:
+    group = zarr.open_group(str(path), mode="r+")["uns/napari_peka"]
+    record = json.loads(str(np.asarray(group["record"][()]).item()))
+    assert record.pop("complete") is True
+    group["record"][()] = json.dumps(record)
 
 
 def test_an_unknown_gene_offers_near_names(whole):

@@ -284,6 +284,39 @@ def run(*args, code=0):
     return out.getvalue(), err.getvalue().splitlines()
 
 
+def test_spots_of_training_are_refused_under_another_image_too(narrow, section):
+    """A section's fingerprint has its image in it; its name has not."""
+    trained = {
+        "name": section.section_id,
+        "patient": "C",
+        "fingerprint": "another",
+        "slide": "another",
+        "part": "train",
+    }
+    record = narrow.record | {"model": narrow.record["model"] | {"trained_on": [trained]}}
+    with pytest.raises(SectionError, match=r"trained on a section called C5.*give them another name"):
+        peka.recalibrate(dataclasses.replace(narrow, record=record), section)
+    held_out = record | {"model": record["model"] | {"trained_on": [trained | {"part": "held out"}]}}
+    peka.recalibrate(dataclasses.replace(narrow, record=held_out), section)
+
+
+def test_spots_at_another_scale_are_refused(narrow, shared_data):
+    with (
+        peka.read_section(shared_data / "st" / "C5.tsv.gz", mpp=0.3) as other,
+        pytest.raises(SectionError, match=r"C5 has 0\.3 µm per pixel, and the map was predicted at 0\.68"),
+    ):
+        peka.recalibrate(narrow, other)
+
+
+def test_an_output_that_cannot_be_is_said_before_anything_is_fitted(narrow, section, tmp_path, monkeypatch):
+    monkeypatch.setattr("napari_peka.workflows.recalibrate.check", lambda *_: pytest.fail("it was begun"))
+    with pytest.raises(SettingError, match=r"must end in \.zarr"):
+        peka.recalibrate(narrow, section, output=tmp_path / "full")
+    (tmp_path / "there.peka.zarr").mkdir()
+    with pytest.raises(OutputMismatch, match="is there already"):
+        peka.recalibrate(narrow, section, output=tmp_path / "there.peka.zarr")
+
+
 def test_the_command(stored, shared_data, tmp_path):
     spots, other = shared_data / "st" / "C5.tsv.gz", tmp_path / "b.peka.zarr"
     out, _ = run("recalibrate", stored.path, spots, "-o", other, "--json")

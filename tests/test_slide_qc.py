@@ -12,6 +12,7 @@ from scipy import ndimage
 import napari_peka as peka
 from bundles import made
 from napari_peka import cli
+from napari_peka.core.errors import SettingError
 from napari_peka.core.geometry import TileSpec, TileTable
 from napari_peka.io.prediction import Prediction
 from napari_peka.models.reference import reference_of
@@ -141,7 +142,7 @@ def test_another_stain_is_found_and_described(tiles):
     line = slide_qc.stain_line(colour_features(pale), *kept, can=True)
     assert line.state != "good"
     assert "paler" in line.text
-    assert "stain = macenko" in line.mend
+    assert "--stain macenko" in line.mend
     swapped = slide_qc.stain_line(colour_features(tiles[..., ::-1]), *kept)
     assert swapped.state != "good", "each channel by itself is as ever, the hue is not"
     assert "bluer as a whole" in swapped.text
@@ -185,7 +186,7 @@ def test_normalising_is_called_helpful_only_where_tiles_come_nearer():
     assert "from the 99.9th to the 71st percentile" in effect_line(far, near).text
     assert effect_line(far, near).state == "good"
     assert effect_line(far, no).state == "doubtful"
-    assert "stain = none" in effect_line(far, no).mend
+    assert "--stain none" in effect_line(far, no).mend
 
 
 # -- after the prediction ----------------------------------------------------------------------------------------
@@ -251,6 +252,31 @@ def test_a_result_keeps_what_was_known_of_its_slide(sample, model, tmp_path, mon
         again = peka.predict(slide, model, output=tmp_path / "a.peka.zarr", config=peka.PredictConfig(organ="breast"))
     assert peka.slide_qc_of(again)["organ"].state == "good", "what is said of the organ now counts"
     assert peka.slide_qc_of(again)["stain"] == before["stain"]
+    corrected = peka.read_prediction(tmp_path / "a.peka.zarr")
+    assert peka.slide_qc_of(corrected)["organ"].state == "good", "in the result too"
+    assert corrected.record["identity"] == stored.record["identity"]
+    kept = corrected.record["slide_check"]
+    assert kept["verdict"] == peka.slide_qc_of(corrected).verdict, "what is stored is what is said"
+    assert {line["key"] for line in kept["checks"]} == KEYS | {"likeness"}
+
+
+def test_a_blurred_tenth_is_told(tiles):
+    """One in ten is far more than a section in focus has."""
+    known = slide_qc.focus_reference(slide_qc.sharpness(tiles))[slide_qc.FOCUS]
+    sharp = np.full(40, 0.99)
+    for blurred_, state in ((0, "good"), (2, "good"), (4, "doubtful"), (20, "doubtful"), (35, "bad")):
+        of = np.where(np.arange(40) < blurred_, 0.01, sharp)
+        assert slide_qc.focus_line(of, known).state == state, blurred_
+
+
+def test_an_organ_that_is_said_beside_a_model_that_says_none():
+    line = slide_qc.organ_line("", "lung")
+    assert line.state == "unknown"
+    assert line.text.startswith("The slide is of lung; the model does not say")
+    assert line.mend
+    with pytest.raises(SettingError, match=r"organ = '  ' cannot be used: it must be some text, or left away"):
+        peka.PredictConfig(organ="  ")
+    assert peka.TrainConfig(organ=" breast ").organ == "breast"
 
 
 def test_a_model_says_of_which_organ_its_sections_were():

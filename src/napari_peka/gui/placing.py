@@ -47,6 +47,13 @@ def agree(viewer: Any, added: Any) -> str:
     str
         Why they do not; empty where they do.
     """
+    try:
+        return _agree(viewer, added)
+    except (PekaError, OSError) as e:  # a file that is gone
+        return f"a slide and its map may not lie on each other, for the slide cannot be read: {e}"
+
+
+def _agree(viewer: Any, added: Any) -> str:
     prediction, slide = layers.prediction_of(added), layers.slide_of(added)
     if prediction is not None:
         layer = layers.layer_of_slide(viewer, layers.fingerprint_of(added))
@@ -59,10 +66,7 @@ def agree(viewer: Any, added: Any) -> str:
         return ""
     mpp = prediction.tiles.slide_mpp
     if slide.resolution is None:
-        try:
-            give_resolution(viewer, layer, mpp)
-        except PekaError as e:
-            return f"{slide.name} and its map do not lie on each other, for the slide cannot be opened again: {e}"
+        give_resolution(viewer, layer, mpp)
     elif not np.allclose(slide.resolution.mpp, mpp, rtol=_SAME):
         return (
             f"the map was predicted at {mpp[1]:.4g} µm per pixel, and {slide.name} is shown at "

@@ -306,6 +306,8 @@ def _refuse_missing(path: Path, everywhere: bool) -> None:
     for name, array in zarr.open_group(str(path), mode="r").members(max_depth=None):
         if not isinstance(array, zarr.Array) or not (everywhere or name.rpartition("/")[2] in (EMBEDDINGS, WEIGHTS)):
             continue
+        if array.attrs.get("encoding-type") == "null":  # how anndata says that there is nothing
+            continue
         if array.nchunks_initialized < array.nchunks:
             raise NoResult(
                 f"{path} is damaged, parts of {name} are missing: copy it again, or move it away and "
