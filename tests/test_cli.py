@@ -390,6 +390,14 @@ def test_models_lists_and_shows(run, bundle_folder, tmp_path, monkeypatch):
     assert table[0]["pcc"] == pytest.approx(0.6)
     assert table[-1]["pcc"] is None
     assert "MKI67" in run("models", "mine", "--genes")[0]
+    demo = json.loads(run("models", "demo", "--genes", "--json")[0])
+    shown = [row["predictable"] for row in demo]
+    assert shown == sorted(shown, reverse=True), "those that the model was not shown to predict come last"
+    assert 0 < sum(shown) < len(shown)
+    assert demo[0]["pcc_low"] < demo[0]["pcc"] < demo[0]["pcc_high"] < 1
+    lines = run("models", "demo", "--genes")[0].splitlines()
+    assert re.search(r" 0\.\d{3} \(0\.\d{3} to 0\.\d{3}\) +0\.\d{3}$", lines[1])
+    assert lines[-1].endswith("not shown to be predicted")
     assert "needs the name" in run("models", "--genes", code=2)[1][-1]
     shown = json.loads(run("models", "mine", "--json")[0])
     assert shown["head"]["unit"] == "log1p CP10K"

@@ -491,9 +491,25 @@ def test_a_csv_is_described_beside_it(doubtful, tmp_path):
     with pytest.raises(OutputMismatch, match=r"a\.csv is there already"):
         export(doubtful, "csv", path)
     path.unlink()
+    export(doubtful, "csv", path)  # its description was left over
+    path.unlink()
+    (tmp_path / "a.csv-metadata.json").write_text("{}")
     with pytest.raises(OutputMismatch, match=r"a\.csv-metadata\.json is there already"):
         export(doubtful, "csv", path)
     assert not path.exists()
+
+
+def test_an_export_says_that_intervals_were_fitted_to_measured_spots(doubtful, tmp_path):
+    fitted = {"section": "S1", "spots": 40, "genes": 331}
+    doubtful.record["intervals"] = {"probabilities": [0.05, 0.95], "floor": 0.0, "fitted": fitted}
+    export(doubtful, "csv", tmp_path / "a.csv", genes=["GENE3"])
+    described = json.loads((tmp_path / "a.csv-metadata.json").read_text("utf-8"))
+    assert described["dc:description"] == f"{RESEARCH_USE} Intervals fitted to 40 spots of S1."
+    assert described["notes"][0][MARK]["intervals_fitted_to"] == fitted
+    (path,) = export(doubtful, "h5ad", tmp_path / "a.h5ad", genes=["GENE3"])
+    assert anndata.read_h5ad(path).uns["napari_peka"]["intervals"]["fitted_to"] == "Intervals fitted to 40 spots of S1"
+    (path,) = export(doubtful, "geojson", tmp_path / "a.geojson", genes=["GENE3"])
+    assert json.loads(path.read_text())[MARK]["intervals_fitted_to"] == fitted
 
 
 @pytest.mark.parametrize("to", ["ome-zarr", "ome-tiff", "geojson"])

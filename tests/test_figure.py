@@ -271,6 +271,16 @@ def polygon_area(points):
     return 0.5 * float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))
 
 
+def test_the_title_says_where_a_genes_trust_is_not_that_of_this_slide():
+    """A correlation that was measured elsewhere praises a map of tissue that the model has never seen."""
+    shape = (1280, 1280)
+    made = prediction(shape)
+    for share, said in ((0.4, ""), (0.6, "but 60 % of this map is unlike the training data")):
+        made.ood = np.where(np.arange(len(made.tiles)) < share * len(made.tiles), 99.5, 50).astype(np.float32)
+        _, _, title = figure_module.gene_shown(made, "ERBB2").trust.partition("\n")
+        assert title == said
+
+
 @pytest.mark.parametrize("unlike", [0, 1, 7])
 def test_tiles_unlike_the_training_data_are_hatched_and_said(unlike):
     shape = (1280, 1280)

@@ -221,6 +221,12 @@ def test_genes_are_ordered_and_searched(ready, qtbot):
     qtbot.keyClick(form.search, Qt.Key.Key_Return)
     settle(qtbot, ready)
     assert ready.gene() == "KRT8"
+    form.search.clear()
+    qtbot.keyClicks(form.search, "ERBB9")
+    assert not form.genes.listed()
+    assert "did you mean ERBB2" in form.error.text()
+    form.search.clear()
+    assert form.error.isHidden()
 
 
 def test_numbers_follow_a_drawn_region(ready, viewer, qtbot):
@@ -318,7 +324,7 @@ def test_spots_are_marked_both_ways(ready, qtbot):
 
 def test_errors_that_lie_together_are_outlined(ready, viewer, qtbot, monkeypatch):
     check, wrong = ready.check, "MKI67"
-    assert ready.form.found.text().startswith("none here")
+    assert ready.form.found.text().startswith("no place stands out")
     random = np.random.default_rng(0).normal(size=len(check))
     away = np.hypot(*(check.centre_um - np.median(check.centre_um, 0)).T)
     planted = np.where(away < 450, random - 3, random)

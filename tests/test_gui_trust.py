@@ -446,9 +446,9 @@ def test_under_the_mouse(heat, prediction):
     lower, upper = (end[row] for end in prediction.interval("GOOD"))
     assert f"; 9 of 10 measured values between {lower:.3g} and {upper:.3g}; " in told
     assert "held-out PCC 0.60 (0.00 to 0.70), good" in told
-    assert told.endswith("unlike the training data: do not believe it")
+    assert told.endswith("unlike the training data (99th percentile): do not believe it")
     y, x = prediction.tiles.grid_yx[-1]
-    assert "unlike" not in reading(heat, heat.data_to_world((y, x)))
+    assert reading(heat, heat.data_to_world((y, x))).endswith("; 50th percentile of unlikeness")
     map_layers.set_look(heat, dataclasses.replace(map_layers.look_of(heat), linear=True))
     y, x = prediction.tiles.grid_yx[row]
     assert f"between {np.expm1(lower):.3g} and {np.expm1(upper):.3g}" in reading(heat, heat.data_to_world((y, x)))
@@ -457,7 +457,7 @@ def test_under_the_mouse(heat, prediction):
 def test_under_the_mouse_it_is_said_on_what_a_gene_was_judged(heat, prediction):
     prediction.record["model"] = {"pcc_split": "sections left out in turn, one patient"}
     told = reading(heat, heat.data_to_world(prediction.tiles.grid_yx[-1]))
-    assert told.endswith("held-out PCC 0.60 (0.00 to 0.70), good (sections left out in turn, one patient)")
+    assert "held-out PCC 0.60 (0.00 to 0.70), good (sections left out in turn, one patient);" in told
 
 
 class TestDropped:
@@ -506,7 +506,7 @@ def test_the_slides_verdict_is_beside_the_map(viewer, prediction, qtbot):
     dock = ExploreWidget(viewer)
     qtbot.addWidget(dock)
     dock.show()
-    assert "Not to be relied on (focus): blurred." in dock.verdict.text()
+    assert "Not to be relied on (focus): blurred.<br>→ scan it again" in dock.verdict.text()
     assert "scan it again" in dock.verdict.toolTip()
     assert "like the training data" in dock.verdict.toolTip(), "what the map says is added"
     viewer.layers.clear()

@@ -170,7 +170,7 @@ def test_a_model_that_does_not_beat_a_baseline_is_told_so(tmp_path):
 def test_the_verdict_says_whether_intervals_hold(tmp_path, half, words):
     """By how much they hold less on another patient or laboratory is what an evaluation there measures."""
     wide = np.full((1, 2), half, np.float32)
-    report = judged(intervals=Intervals(np.array([0.05, 0.95]), np.concatenate([-wide, wide])))
+    report = judged([part(n=300)], intervals=Intervals(np.array([0.05, 0.95]), np.concatenate([-wide, wide])))
     share = round(100 * report.summary["coverage_90"])
     assert (
         f"The model's intervals of 90 % hold {share} % of these measured values: {words}."

@@ -210,7 +210,7 @@ def test_after_prediction_unlike_tiles_count_and_what_was_known_stays():
     after = peka.slide_qc_of(prediction(np.where(np.arange(20) < 12, 99.5, 50.0), ok), before)
     assert [line.key for line in after.lines] == ["stain", "reading", "likeness"]
     assert after["likeness"].state == "doubtful"
-    assert "40% of the tiles" in after["likeness"].text
+    assert "40 % of the tiles" in after["likeness"].text
     assert after["reading"].state == "doubtful"
     assert "1 of 20 tiles cannot be decoded" in after["reading"].text
     assert peka.slide_qc_of(prediction([50.0] * 12)).state == "good"
@@ -315,6 +315,20 @@ def test_info_checks_a_slide_for_a_model(run, sample):
     assert "focus        good: In focus" in text
     _, err = run("info", sample, "--organ", "skin", code=2)
     assert "give --model too" in err
+
+
+def test_what_speaks_against_a_slide_is_told_with_what_to_do(run, sample, tmp_path):
+    organ = (
+        "organ: This model was trained on breast, not on skin: it says nothing of this slide. → take a model of skin"
+    )
+    stain, mend = "stain: ", "→ try to normalise the stain (--stain macenko"
+    for args in (("--dry-run",), ()):
+        text, _ = run("predict", sample, "--model", "demo", "-o", tmp_path, "--organ", "skin", *args)
+        told = [line.strip() for line in text.splitlines()]
+        assert any(line.startswith("Not to be relied on (organ, stain") for line in told)
+        assert f"{organ} skin" in told
+        assert any(line.startswith(stain) and mend in line for line in told)
+    assert any(line.startswith("likeness: No tile is like the training data. → do not believe it") for line in told)
 
 
 # -- real slides -------------------------------------------------------------------------------------------------

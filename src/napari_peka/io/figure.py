@@ -42,8 +42,12 @@ _BREAK = "\n("
 CHAR_IN = 0.125
 #: the same of the small print below
 SMALL_CHAR_IN = 0.08
+#: inches of a title's line
+LINE_IN = 0.25
 #: lengths a scale bar may have, µm
 BARS_UM = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)
+#: share of a map unlike the training data from which on its title says so
+_MOSTLY = 0.5
 #: samples along a tile's side by which hatching is drawn
 _A_TILE = 6
 #: where each kind of file says what it is not for
@@ -53,9 +57,6 @@ _FALLBACK_FONTS = (
     "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Hiragino Sans", "PingFang SC", "Arial Unicode MS",
     "Yu Gothic", "Microsoft YaHei", "Malgun Gothic",
 )  # fmt: skip
-
-#: share of a map unlike the training data from which on its title says so
-_MOSTLY = 0.5
 
 
 def contrast_limits(values: npt.NDArray[Any], percentiles: tuple[float, float] = CONTRAST) -> tuple[float, float]:
@@ -195,7 +196,9 @@ def draw_map(
     if slide is not None:
         left.set_title(title, fontsize=13)
     what = f"{_shortened(name, room - 12)}, predicted\n{trust if room > 40 else trust.replace(' (', _BREAK)}"
-    right.set_title(what if slide is not None else f"{title}\n{what}", fontsize=13)
+    heading = what if slide is not None else f"{title}\n{what}"
+    right.set_title(heading, fontsize=13)
+    figure.set_figheight(figure.get_figheight() + LINE_IN * max(0, heading.count("\n") - 1))
     _scale_bar(left, view, prediction.tiles.slide_mpp[1])
     footer = textwrap.fill(_footer(prediction), int(figure.get_figwidth() / SMALL_CHAR_IN))
     figure.supxlabel(footer, x=0.01, ha="left", fontsize=10, color="0.3")

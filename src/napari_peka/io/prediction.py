@@ -250,6 +250,8 @@ def read_prediction(path: Path | str) -> Prediction:
     import anndata
 
     path = Path(path)
+    if path.suffix == ".partial":
+        raise NoResult(f"{path.with_suffix('')} is not finished; run the same prediction again, it resumes")
     if not path.exists():
         if path.with_name(path.name + ".partial").exists():
             raise NoResult(f"{path} is not finished; run the same prediction again, it resumes")

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from napari_peka.core.doubt import OUTSIDE
 from napari_peka.io.slide import PLAUSIBLE_MPP
+from napari_peka.io.trust import percent
 
 if TYPE_CHECKING:
     from napari_peka.io.prediction import Prediction
@@ -229,7 +230,7 @@ def tissue_line(share: float | None, tiles: int) -> Line:
             "tissue", "bad", "No tissue was found.",
             "check that this is an H&E slide, or draw a region and count every tile of it (find_tissue off)",
         )  # fmt: skip
-    said = f"{count} of tissue, which was not looked for" if share is None else f"{share:.0%} tissue, {count}"
+    said = f"{count} of tissue, which was not looked for" if share is None else f"{percent(share)} tissue, {count}"
     if tiles < FEW_TILES:
         return Line("tissue", "doubtful", f"{said}: so few say little.", "look whether the tissue was found rightly")
     return Line("tissue", "good", f"{said}.")
@@ -264,10 +265,12 @@ def stain_line(
     share = float(((means < low) | (means > high)).any(1).mean())
     whose = f" after {after}" if after else ""
     if (state := state_of(share)) == "good":
-        return Line("stain", state, f"The stain{whose} is that of the training spots ({1 - share:.0%} of the tiles).")
+        return Line(
+            "stain", state, f"The stain{whose} is that of the training spots ({percent(1 - share)} of the tiles)."
+        )
     mend = "" if after or not can else "try to normalise the stain (--stain macenko or stain=), or "
     return Line(
-        "stain", state, f"{share:.0%} of the tiles{whose} are coloured unlike the training spots, "
+        "stain", state, f"{percent(share)} of the tiles{whose} are coloured unlike the training spots, "
         f"{_tone(np.median(means, axis=0)[:3] - known[50, :3])} as a whole.",
         f"{mend}take a model that knows this stain, or refit this one on a measured section of it",
     )  # fmt: skip
@@ -300,10 +303,10 @@ def focus_line(sharp: FloatArray, reference: FloatArray | None) -> Line:
     share = float((known < least).mean())
     state = state_of(share) if share > SOME or share < NOTICED else "doubtful"
     if state == "good":
-        some = f" but for {share:.0%} of the tiles" if share >= 0.01 else ""
+        some = f" but for {percent(share)} of the tiles" if share >= 0.01 else ""
         return Line("focus", state, f"In focus{some}.")
     return Line(
-        "focus", state, f"{share:.0%} of the tiles are more blurred than {than}.",
+        "focus", state, f"{percent(share)} of the tiles are more blurred than {than}.",
         "scan it again in focus, or predict only where it is sharp; if it looks sharp, its µm per pixel may be wrong",
     )  # fmt: skip
 
@@ -342,8 +345,8 @@ def likeness_line(ood: FloatArray | None) -> Line:
     share = float((known >= OUTSIDE).mean())
     state = state_of(share) if share >= SOME or share < NOTICED else "doubtful"
     if state == "good":
-        return Line("likeness", state, f"{1 - share:.0%} of the tiles are like the training data.")
-    few = f"Only {1 - share:.0%} of the tiles are" if share < 1 else "No tile is"
+        return Line("likeness", state, f"{percent(1 - share)} of the tiles are like the training data.")
+    few = f"Only {percent(1 - share)} of the tiles are" if share < 1 else "No tile is"
     return Line(
         "likeness", state, f"{few} like the training data.",
         "believe the map only where tiles are like it, and look at what is not" if share < 1 else "do not believe it",

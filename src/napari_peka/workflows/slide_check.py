@@ -12,7 +12,7 @@ from napari_peka.core.errors import MissingResolution, NoTissue
 from napari_peka.core.geometry import TileTable
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.infer.tissue import Tissue, find_tissue
-from napari_peka.io.trust import ordinal
+from napari_peka.io.trust import ordinal, percent
 from napari_peka.training.baselines import colour_features
 from napari_peka.trust import slide_qc
 from napari_peka.trust.slide_qc import COLOUR, FOCUS, HUE, Line, SlideCheck, percentiles, state_of
@@ -159,8 +159,8 @@ def effect_line(before: npt.NDArray[np.floating], after: npt.NDArray[np.floating
     was, now = (float(np.nanmedian(x)) for x in (before, after))
     like = [float((x < slide_qc.OUTSIDE).mean()) for x in (before, after)]
     said = (
-        f"Normalising the stain brings the tiles from the {_th(was)} to the {_th(now)} percentile; {like[0]:.0%} of "
-        f"them were like the training data, {like[1]:.0%} are"
+        f"Normalising the stain brings the tiles from the {_th(was)} to the {_th(now)} percentile; {percent(like[0])} "
+        f"of them were like the training data, {percent(like[1])} are"
     )
     if now > was - 1 and like[1] <= like[0]:
         return Line("normalisation", "doubtful", f"{said}: no nearer.", "leave the stain as it is (--stain none)")
