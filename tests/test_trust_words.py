@@ -105,7 +105,7 @@ def test_tiles_in_words():
 def test_a_gene_in_words():
     head = made().head
     assert trust_text(0.53) == "held-out PCC 0.53 (good)"
-    assert gene_trust(head, "GOOD") == "held-out PCC 0.53 (0.41 to 0.63), good; at best 0.80 could be reached"
+    assert gene_trust(head, "GOOD") == "held-out PCC 0.53 (0.41 to 0.63), good; at best 0.80"
     assert gene_trust(head, "LOST") == f"held-out PCC 0.12 (0.02 to 0.21), {NOT_SHOWN}"
     assert why_not_shown(head, "GOOD") == ""
     assert "at best" not in why_not_shown(dataclasses.replace(head, attainable_pcc=None), "LOST")

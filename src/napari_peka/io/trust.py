@@ -54,7 +54,8 @@ def gene_trust(head: GeneHead, gene: str) -> str:
     at = head.index(gene)
     pcc, low, high = (_number(head, name, at) for name in ("pcc", "pcc_low", "pcc_high"))
     if head.predictable[at]:
-        return trust_text(pcc, low, high) + ("" if pcc is None else _at_best(head, at, pcc))
+        best = "" if pcc is None else _at_best(head, at, pcc).removesuffix(" could be reached")
+        return f"{trust_text(pcc, low, high)}{best}"
     return f"held-out PCC {'not measured' if pcc is None else f'{pcc:.2f}{_between(low, high)}'}, {NOT_SHOWN}"
 
 
