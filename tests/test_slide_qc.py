@@ -318,17 +318,15 @@ def test_info_checks_a_slide_for_a_model(run, sample):
 
 
 def test_what_speaks_against_a_slide_is_told_with_what_to_do(run, sample, tmp_path):
-    organ = (
-        "organ: This model was trained on breast, not on skin: it says nothing of this slide. → take a model of skin"
-    )
-    stain, mend = "stain: ", "→ try to normalise the stain (--stain macenko"
-    for args in (("--dry-run",), ()):
-        text, _ = run("predict", sample, "--model", "demo", "-o", tmp_path, "--organ", "skin", *args)
-        told = [line.strip() for line in text.splitlines()]
-        assert any(line.startswith("Not to be relied on (organ, stain") for line in told)
-        assert f"{organ} skin" in told
-        assert any(line.startswith(stain) and mend in line for line in told)
-    assert any(line.startswith("likeness: No tile is like the training data. → do not believe it") for line in told)
+    text, _ = run("predict", sample, "--model", "demo", "-o", tmp_path, "--organ", "skin")
+    told = [line.strip() for line in text.splitlines()]
+    for begun in (
+        "Not to be relied on (organ, stain, unlike tiles): ",
+        "organ: This model was trained on breast, not on skin: it says nothing of this slide. → take a model of skin",
+        "likeness: No tile is like the training data. → do not believe it",
+    ):
+        assert any(line.startswith(begun) for line in told), begun
+    assert any(line.startswith("stain: ") and "→ try to normalise the stain (--stain macenko" in line for line in told)
 
 
 # -- real slides -------------------------------------------------------------------------------------------------

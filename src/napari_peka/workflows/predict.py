@@ -179,7 +179,6 @@ def predict(
             )  # fmt: skip
             done.path = None
             return done
-    from napari_peka.infer.forward import Forward
     from napari_peka.workflows.slide_check import check_tiles, stain_map
 
     path = result_path(output)
@@ -196,10 +195,7 @@ def predict(
         )
     progress.stage("finding tissue")
     if tissue is None and config.find_tissue:
-        if isinstance(forward, Forward):
-            tissue = find_tissue(slide, threshold=config.tissue_threshold)
-        else:
-            tissue = forward.find_tissue(slide)
+        tissue = _tissue_of(slide, config, forward)
     tiles = plan_tiles(slide, model, config, tissue=tissue, region=region)
     record = record_of(slide, model, tiles, config, forward)
     known = known_embeddings(path, record)
@@ -212,7 +208,7 @@ def predict(
         if store.finished():
             ready = read_prediction(path)
             ready.record["run"] = _run(len(tiles), len(tiles), perf_counter() - began)
-            _say_organ(ready, config)
+            _say_organ(ready, config, progress)
             _ = ready.neighbours
             if on_start:
                 on_start(ready, Schedule([]))
@@ -237,6 +233,7 @@ def predict(
             run = _run(len(tiles), sum(map(len, there)), seconds)
             some = growing.sampler.sample()
             check = check_tiles(slide, model, tiles, tissue, some, config=config, stain=growing.stain)
+            # in the map that is shown, and in what is written
             live.record[SLIDE_CHECK] = record[SLIDE_CHECK] = slide_qc_of(live, check).as_dict()
             store.finish(live)
     live.record["run"], live.path = run, path
@@ -247,14 +244,26 @@ def predict(
     return live
 
 
-def _say_organ(ready: Prediction, config: PredictConfig) -> None:
+def _tissue_of(slide: Slide, config: PredictConfig, forward: Forward | CrewForward) -> Tissue:
+    """Find a slide's tissue where its encoder computes: here, or by a worker."""
+    from napari_peka.infer.forward import Forward
+
+    if isinstance(forward, Forward):
+        return find_tissue(slide, threshold=config.tissue_threshold)
+    return forward.find_tissue(slide)
+
+
+def _say_organ(ready: Prediction, config: PredictConfig, progress: Progress) -> None:
     """Let a result that is there say of which organ its slide is, where that is said now: it decides no number."""
     settings = ready.record.get("settings", {})
     if config.organ is None or settings.get("organ") == config.organ:
         return
     ready.record["settings"] = settings | {"organ": config.organ}
     ready.record[SLIDE_CHECK] = slide_qc_of(ready).as_dict()
-    amend_record(ready)
+    try:
+        amend_record(ready)
+    except StoreError as e:  # it may be read by those who may not write
+        progress.note(f"the organ was not written into the result: {e}")
 
 
 def load_forward(model: Model, config: PredictConfig | None = None, *, offline: bool = False) -> Forward:
