@@ -14,6 +14,7 @@ if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get(
     pytest.skip("no display; run under: xvfb-run -a python -m pytest", allow_module_level=True)
 
 from napari.components import ViewerModel
+from napari.layers import Image as Image_
 from PIL import Image
 
 import napari_peka as peka
@@ -88,6 +89,25 @@ def test_another_slide_stays_as_it_is(viewer, case, sample, monkeypatch):
     open_in(viewer, sample)
     slide, _ = both(viewer)
     np.testing.assert_allclose(slide.scale[:2], 0.499)
+
+
+@pytest.mark.parametrize("first", ["picture", "map"])
+def test_a_picture_that_napari_opened_by_itself_is_told(viewer, case, monkeypatch, first):
+    """It knows no µm per pixel and never will: the map would lie beside the tissue without a word."""
+    said = []
+    monkeypatch.setattr(session, "show_warning", said.append)
+
+    def picture():
+        layer = Image_(np.zeros((50, 60, 3), np.uint8), rgb=True)
+        layer._source = layer.source.model_copy(update={"path": str(case / "case.png")})
+        viewer.add_layer(layer)
+
+    steps = [picture, lambda: open_in(viewer, case / "case.peka.zarr")]
+    for step in steps if first == "picture" else steps[::-1]:
+        step()
+    assert len(said) == 1, said
+    assert "case.png was opened as a plain picture" in said[0]
+    assert "open it in the dock Slide" in said[0]
 
 
 def test_a_slide_that_is_gone_is_told(viewer, case, tmp_path, monkeypatch):

@@ -294,7 +294,7 @@ def test_spots_of_training_are_refused_under_another_image_too(narrow, section):
         "part": "train",
     }
     record = narrow.record | {"model": narrow.record["model"] | {"trained_on": [trained]}}
-    with pytest.raises(SectionError, match=r"trained on a section called C5.*give them another name"):
+    with pytest.raises(SectionError, match=r"trained on a section called C5.*under their own name"):
         peka.recalibrate(dataclasses.replace(narrow, record=record), section)
     held_out = record | {"model": record["model"] | {"trained_on": [trained | {"part": "held out"}]}}
     peka.recalibrate(dataclasses.replace(narrow, record=held_out), section)

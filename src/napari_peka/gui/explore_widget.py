@@ -184,6 +184,7 @@ class ExploreWidget(Dock):
             self.about.setText("Predict a map or open a result to begin.")
             return
         if self._told is not prediction:
+            self._fail(None)  # what was wrong with another one
             self._told, self._head = prediction, prediction.head
             self.list.show_head(prediction.head)
             self.sets.of(prediction)

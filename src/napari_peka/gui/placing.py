@@ -53,6 +53,20 @@ def agree(viewer: Any, added: Any) -> str:
         return f"a slide and its map may not lie on each other, for the slide cannot be read: {e}"
 
 
+def _plain(viewer: Any, added: Any) -> str:
+    """Return that a map's slide was opened as a plain picture, which nothing brings to µm; empty where it was not."""
+    files = {str(p.record.get("slide", {}).get("file")) for x in viewer.layers if (p := layers.prediction_of(x))}
+    maps_too = layers.prediction_of(added) is not None
+    for x in viewer.layers if maps_too else [added]:
+        path = layers.image_path(x)
+        if path is not None and layers.slide_of(x) is None and path.name in files:
+            return (
+                f"{path.name} was opened as a plain picture, so that its map does not lie on it: open it in the dock "
+                "Slide, and take the picture away"
+            )
+    return ""
+
+
 def _agree(viewer: Any, added: Any) -> str:
     prediction, slide = layers.prediction_of(added), layers.slide_of(added)
     if prediction is not None:
@@ -63,7 +77,7 @@ def _agree(viewer: Any, added: Any) -> str:
         maps = [p for x in viewer.layers if (p := layers.prediction_of(x)) and layers.is_map_of(x, slide)]
         prediction = maps[-1] if maps else None
     if prediction is None or slide is None:
-        return ""
+        return _plain(viewer, added)
     mpp = prediction.tiles.slide_mpp
     if slide.resolution is None:
         give_resolution(viewer, layer, mpp)

@@ -22,7 +22,7 @@ from napari_peka.core.errors import OutputMismatch, SettingError, StoreError
 from napari_peka.core.geometry import Block, TileTable
 from napari_peka.core.head import GeneHead
 from napari_peka.io.block_files import BlockFiles
-from napari_peka.io.prediction import COMPLETE, EMBEDDINGS, UNS, Prediction, anndata_of
+from napari_peka.io.prediction import COMPLETE, EMBEDDINGS, UNS, Prediction, anndata_of, record_text
 
 RUN_FILE = "run.json"
 #: what two runs may differ in, for a person
@@ -197,16 +197,10 @@ def amend_record(done: Prediction) -> None:
     assert done.path is not None
     parts: dict[str, Any] = {}
     root = zarr.open_group(zarr.storage.MemoryStore(parts), mode="w", zarr_format=2)
-    kept = json.loads(_record_text(done.path))
+    kept = json.loads(record_text(done.path))
     record = done.record | {k: kept[k] for k in (COMPLETE,) if k in kept}
     anndata.io.write_elem(root, "record", json.dumps({k: v for k, v in record.items() if k != "run"}))
     files.write_whole(done.path / "uns" / UNS / "record" / "0", parts["record/0"].to_bytes())
-
-
-def _record_text(path: Path) -> str:
-    import zarr
-
-    return str(np.asarray(zarr.open_group(str(path), mode="r")[f"uns/{UNS}/record"][()]).item())
 
 
 def _assemble(target: Path, done: Prediction) -> None:
@@ -253,7 +247,7 @@ def identity_of_result(path: Path) -> dict[str, Any]:
         If there is something else at `path`.
     """
     try:
-        return dict(json.loads(_record_text(path))["identity"])
+        return dict(json.loads(record_text(path))["identity"])
     except Exception as e:
         raise StoreError(
             f"{path} exists and is not a napari-peka result, or is damaged; move it away or choose another output"

@@ -119,7 +119,7 @@ def _refuse_namesake(prediction: Prediction, section: Section) -> None:
     if section.section_id in {t.get("name") for t in known if t.get("part", "train") == "train"}:
         raise SectionError(
             f"the model was trained on a section called {section.section_id}: if these are its spots, fit intervals to "
-            "others; if they are not, give them another name (--section or section=)"
+            "those of another; if they are not, read them under their own name (--section or section=)"
         )
 
 
