@@ -18,7 +18,7 @@ from napari.layers import Image as Image_
 from PIL import Image
 
 import napari_peka as peka
-from napari_peka.gui import layers, reader, session
+from napari_peka.gui import layers, placing, reader, session
 from napari_peka.gui.session import session_of
 
 MPP = 0.62
@@ -89,6 +89,33 @@ def test_another_slide_stays_as_it_is(viewer, case, sample, monkeypatch):
     open_in(viewer, sample)
     slide, _ = both(viewer)
     np.testing.assert_allclose(slide.scale[:2], 0.499)
+
+
+@pytest.mark.parametrize("order", [("map", "slide"), ("slide", "map")])
+def test_what_is_dropped_onto_the_window_covers_no_map(make_napari_viewer, sample, tiny_model, tmp_path, qtbot, order):
+    """Napari puts what is opened last on top; a slide is opaque."""
+    with peka.open_slide(sample) as slide:
+        peka.predict(slide, tiny_model, output=tmp_path / "s.peka.zarr")
+    paths = {"map": tmp_path / "s.peka.zarr", "slide": sample}
+    window = make_napari_viewer()
+    for name in order:
+        window.open(str(paths[name]), plugin="napari-peka")
+    qtbot.waitUntil(lambda: layers.slide_of(window.layers[0]) is not None, timeout=5000)
+    qtbot.wait(50)
+    assert layers.prediction_of(window.layers[1]) is not None
+    assert len(window.layers) == 2
+
+
+def test_nor_does_one_that_takes_its_scale_from_the_map(make_napari_viewer, case, tmp_path, qtbot):
+    window = make_napari_viewer()
+    window.open(str(case / "case.peka.zarr"), plugin="napari-peka")
+    with peka.open_slide(case / "case.png") as slide:
+        window.add_image(slide.read_level(0, 0, 0, *slide.shape))
+        data, settings, _ = layers.slide_layer(peka.open_slide(case / "case.png"))
+        window.add_image(data, **settings)
+        placing.below_maps(window, slide)
+    assert layers.slide_of(window.layers[0]).resolution.mpp == pytest.approx((MPP, MPP))
+    assert layers.prediction_of(window.layers[1]) is not None
 
 
 @pytest.mark.parametrize("first", ["picture", "map"])

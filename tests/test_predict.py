@@ -137,8 +137,8 @@ def test_a_result_of_a_later_version_asks_for_an_update(whole, monkeypatch):
 
 
 PARTS = [
-    "obs/read_ok/0", "obs/_index/0", "obsm/spatial/0.0", "obsm/X_peka/0.0", "varm/peka_weights/0.0", "var/bias/0", "obs/row", "varm",
-    "uns/napari_peka/record/0",
+    "obs/read_ok/0", "obs/_index/0", "obsm/spatial/0.0", "obsm/X_peka/0.0", "varm/peka_weights/0.0", "var/bias/0",
+    "obs/row", "varm", "uns/napari_peka/record/0",
 ]  # fmt: skip
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from napari_peka.core.errors import PekaError
 from napari_peka.gui import layers
+
+if TYPE_CHECKING:
+    from napari_peka.io.slide import Slide
 
 #: relative difference of two µm per pixel that is rounding
 _SAME = 0.005
@@ -51,6 +54,14 @@ def agree(viewer: Any, added: Any) -> str:
         return _agree(viewer, added)
     except (PekaError, OSError) as e:  # a file that is gone
         return f"a slide and its map may not lie on each other, for the slide cannot be read: {e}"
+
+
+def below_maps(viewer: Any, slide: Slide) -> None:
+    """Let a slide's layer lie below its maps, which it would cover."""
+    layer = layers.layer_of_slide(viewer, slide.fingerprint)
+    maps = [i for i, x in enumerate(viewer.layers) if layers.is_map_of(x, slide)]
+    if layer is not None and maps and viewer.layers.index(layer) > maps[0]:
+        viewer.layers.move(viewer.layers.index(layer), maps[0])
 
 
 def _plain(viewer: Any, added: Any) -> str:

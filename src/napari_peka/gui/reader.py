@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from napari_peka.core.errors import PekaError, SettingError
 from napari_peka.gui.doubt_layers import hatching_beside
 from napari_peka.gui.layers import LayerTuple, slide_layer
 from napari_peka.gui.map_layers import best_gene, heatmap_layer
+from napari_peka.gui.placing import below_maps
 from napari_peka.gui.words import in_the_window
 from napari_peka.io.slide_list import ENDINGS, PLAIN_ENDINGS
+
+if TYPE_CHECKING:
+    from napari_peka.io.slide import Slide
 
 RESULT_ENDING, SESSION_ENDING = ".peka.zarr", ".peka.json"
 #: a tif without pyramid is taken for a slide from this longer side on, px
@@ -44,6 +49,7 @@ def read_layers(path: str | Sequence[str]) -> list[Any]:
             else:
                 slide = open_slide(one)
                 layers.append(slide_layer(slide))
+                _below_maps_later(slide)
                 _say(f"{slide.path.name}: {w}" for w in slide.warnings)
         except PekaError as e:
             _say([str(e)], error=True)
@@ -58,6 +64,17 @@ def _know_viewer() -> None:
 
     if (viewer := current_viewer()) is not None:
         session_of(viewer)
+
+
+def _below_maps_later(slide: Slide) -> None:
+    """Have a slide put below its maps once napari has added it, on top of all."""
+    from napari import current_viewer
+    from qtpy.QtCore import QTimer
+    from qtpy.QtWidgets import QApplication
+
+    viewer = current_viewer()
+    if viewer is not None and QApplication.instance() is not None:
+        QTimer.singleShot(0, partial(below_maps, viewer, slide))
 
 
 def _restore(path: Path) -> None:
