@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import anndata
 import numpy as np
@@ -154,6 +155,14 @@ def test_a_result_of_which_a_part_is_missing_is_refused(whole, tmp_path, part):
         file.unlink()
     with pytest.raises(StoreError, match=r"damaged.*copy it again, or move it away and predict its slide again"):
         peka.read_prediction(copy)
+
+
+def test_results_that_are_written_at_once_are_whole(whole, tmp_path):
+    """What zarr is told of empty parts counts for all threads; slides of a crew are ended by several."""
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda i: stored.save_result(whole, tmp_path / f"{i}.peka.zarr"), range(12)))
+    for one in made:
+        assert peka.read_prediction(one.path).n_done == len(whole.tiles)
 
 
 def test_results_of_older_versions_are_read_without_parts_that_are_zero(whole, tmp_path):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ DIFFERS = {
 }  # fmt: skip
 #: rows of a zarr chunk of embeddings: 4096 x 384 float16 is 3 MB, a good read over a network too
 CHUNK_ROWS = 4096
+
+
+_ASSEMBLING = threading.Lock()
 
 
 def result_path(output: Path | str) -> Path:
@@ -206,7 +210,9 @@ def amend_record(done: Prediction) -> None:
 def _assemble(target: Path, done: Prediction) -> None:
     import zarr
 
-    with zarr.config.set({"array.write_empty_chunks": True}):  # so that a part that is missing is known to be
+    # parts that are zero all over are written too, so that one that is missing is known to be. The setting is the whole
+    # process's: another thread that ends its own result would take it back
+    with _ASSEMBLING, zarr.config.set({"array.write_empty_chunks": True}):
         _write_parts(target, dataclasses.replace(done, record=done.record | {COMPLETE: True}))
 
 
