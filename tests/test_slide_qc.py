@@ -219,6 +219,15 @@ def test_after_prediction_unlike_tiles_count_and_what_was_known_stays():
     assert peka.slide_qc_of(nothing)["likeness"].state == "unknown"
 
 
+@pytest.mark.parametrize(
+    ("unlike", "state"), [(1, "good"), (2, "doubtful"), (5, "doubtful"), (15, "doubtful"), (16, "bad")]
+)
+def test_from_a_tenth_of_the_tiles_on_unlikeness_is_told(unlike, state):
+    """Also at exactly a quarter, from which on other questions are doubtful."""
+    ood = np.where(np.arange(20) < unlike, 99.5, 50.0)
+    assert slide_qc.likeness_line(ood).state == state
+
+
 def test_a_map_that_says_what_was_known_before_is_enough():
     made_before = prediction([50.0] * 12)
     made_before.record["slide_check"] = SlideCheck((Line("focus", "bad", "F."),)).as_dict()

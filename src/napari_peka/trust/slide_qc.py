@@ -301,7 +301,7 @@ def focus_line(sharp: FloatArray, reference: FloatArray | None) -> Line:
     least = BLURRED if reference is None else float(np.asarray(reference)[WITHIN[0]])
     than = "tiles in focus are" if reference is None else "99 of 100 training spots"
     share = float((known < least).mean())
-    state = state_of(share) if share > SOME or share < NOTICED else "doubtful"
+    state = _noticed(share)
     if state == "good":
         some = f" but for {percent(share)} of the tiles" if share >= 0.01 else ""
         return Line("focus", state, f"In focus{some}.")
@@ -343,7 +343,7 @@ def likeness_line(ood: FloatArray | None) -> Line:
         return Line("likeness", "unknown", "The model cannot tell which tiles are unlike its training data.",
                     "train it again with this version to know")  # fmt: skip
     share = float((known >= OUTSIDE).mean())
-    state = state_of(share) if share >= SOME or share < NOTICED else "doubtful"
+    state = _noticed(share)
     if state == "good":
         return Line("likeness", state, f"{percent(1 - share)} of the tiles are like the training data.")
     few = f"Only {percent(1 - share)} of the tiles are" if share < 1 else "No tile is"
@@ -374,6 +374,11 @@ def slide_qc_of(prediction: Prediction, before: SlideCheck | None = None) -> Sli
 def state_of(share: float) -> State:
     """Return what it means that this share of the tiles is unlike the training data."""
     return "good" if share <= SOME else "doubtful" if share <= MOST else "bad"
+
+
+def _noticed(share: float) -> State:
+    """Return :func:`state_of` where fewer tiles than a quarter are told already."""
+    return "doubtful" if NOTICED <= share <= SOME else state_of(share)
 
 
 def percentiles(carried: Mapping[str, FloatArray], name: str, shape: tuple[int, ...]) -> FloatArray | None:
