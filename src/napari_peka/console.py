@@ -105,10 +105,6 @@ def console_progress(title: str, console: Console | None = None) -> Iterator[Con
         yield progress
 
 
-#: of each gene of a model
-_OF_GENES = ("pcc", "pcc_low", "pcc_high", "attainable_pcc")
-
-
 def _is_live(console: Console) -> bool:
     """Return whether a bar can be drawn again and again."""
     return console.is_terminal and not console.is_dumb_terminal
@@ -145,8 +141,10 @@ def check_text(data: dict[str, Any]) -> str:
 
 def _doubts(entry: dict[str, Any]) -> list[str]:
     """Return the verdict on a slide, and what speaks against it, each with what to do."""
-    against = [line for line in entry["checks"] if line["state"] in ("doubtful", "bad")]
-    return [f"  {entry['verdict']}", *(f"    {line['key']}: {line['text']} → {line['mend']}" for line in against)]
+    from napari_peka.trust.slide_qc import check_of
+
+    against = check_of(entry).against
+    return [f"  {entry['verdict']}", *(f"    {line.key}: {line.text} → {line.mend}" for line in against)]
 
 
 def predict_text(entries: list[dict[str, Any]]) -> str:
@@ -227,7 +225,9 @@ def genes_text(table: list[dict[str, Any]]) -> str:
     """Return a model's genes, for a person: symbol, Ensembl id, held-out PCC with its interval, noise ceiling."""
     lines = [f"{'gene':<16} {'Ensembl id':<16} {'held-out PCC':<24} attainable"]
     for r in table:
-        pcc, low, high, top = ("–" if r[k] is None else f"{r[k]:.3f}" for k in _OF_GENES)
+        pcc, low, high, top = (
+            "–" if r[k] is None else f"{r[k]:.3f}" for k in ("pcc", "pcc_low", "pcc_high", "attainable_pcc")
+        )
         between = "" if r["pcc_low"] is None else f" ({low} to {high})"
         mark = "" if r["predictable"] else "  not shown to be predicted"
         lines.append(f"{r['gene']:<16} {r['gene_id']:<16} {pcc + between:<24} {top}{mark}")

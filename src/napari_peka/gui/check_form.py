@@ -32,7 +32,7 @@ from napari_peka.gui.run_panel import RunPanel
 from napari_peka.gui.scatter_panel import ScatterPanel
 from napari_peka.gui.spot_layers import DIFFERENCE, KINDS, MEASURED, PREDICTED
 from napari_peka.gui.spot_view import SIDE_BY_SIDE
-from napari_peka.io.trust import gene_words
+from napari_peka.io.trust import gene_words, split_words
 
 if TYPE_CHECKING:
     from napari_peka.gui.check_jobs import Doubt, Look
@@ -283,8 +283,7 @@ class CheckForm(QObject):
         together = moran_words(score["moran"])
         if together:
             together = f"<br>Moran's I of that {score['moran']:.2f}".replace("-", "−") + f": {together}"
-        split = f" ({check.prediction.pcc_split})" if check.prediction.pcc_split else ""
-        before = f"<br>Before: {gene_words(check.prediction.head, gene)}{split}"
+        before = f"<br>Before: {gene_words(check.prediction.head, gene)}{split_words(check.prediction)}"
         self.numbers.setText(f"<b>{gene}</b>{gene_id}<br>{said}, over {spots:,} spots{where}{errors}{together}{before}")
         if check.intervals is not None:
             self.calibration.show_gene(gene, None if doubt is None else doubt.calibration)

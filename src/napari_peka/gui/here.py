@@ -11,7 +11,7 @@ from qtpy.compat import isalive
 from napari_peka.core.doubt import LEVEL
 from napari_peka.gui import layers, map_layers
 from napari_peka.gui.choosers import Text
-from napari_peka.io.trust import gene_trust, ordinal, unlike
+from napari_peka.io.trust import gene_trust, ordinal, split_words, unlike
 
 NOWHERE = "point at the map to read it"
 
@@ -59,7 +59,7 @@ def reading(layer: Any, world: Any) -> str:
     rank = (np.count_nonzero(known < value) + np.count_nonzero(known <= value)) / 2 / len(known)
     tile = _tile(prediction, at)
     between = "" if gene is None or tile is None else _interval(layer, prediction, gene, value, tile)
-    trust = "" if gene is None else f"; {gene_trust(prediction.head, gene)}{_split(prediction)}"
+    trust = "" if gene is None else f"; {gene_trust(prediction.head, gene)}{split_words(prediction)}"
     return (
         f"here: {value:.3g} {unit}, {ordinal(round(100 * rank))} percentile of this map{between}{trust}"
         f"{_likeness(prediction, tile)}"
@@ -74,12 +74,6 @@ def _likeness(prediction: Any, tile: int | None) -> str:
     if unlike(prediction)[tile]:
         return f"; unlike the training data ({place} percentile): do not believe it"
     return f"; {place} percentile of unlikeness"
-
-
-def _split(prediction: Any) -> str:
-    """Return on what the held-out correlation was measured; empty where nobody says, or nothing was."""
-    known = prediction.head.pcc is not None and prediction.pcc_split
-    return f" ({prediction.pcc_split})" if known else ""
 
 
 def _tile(prediction: Any, at: npt.NDArray[np.int_]) -> int | None:

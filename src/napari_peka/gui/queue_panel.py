@@ -332,7 +332,7 @@ def _work(
     for row, outcome in zip(rows, done):
         if outcome.error is None:
             check = check_of(outcome.entry)
-            doubt = f": {in_the_window(check.verdict)}" if check.state in ("doubtful", "bad") else ""
+            doubt = f": {in_the_window(check.verdict)}" if check.against else ""
             news.append((row, DONE + doubt, Path(outcome.entry["output"])))
         elif isinstance(outcome.error, MissingResolution):
             said = f"{outcome.slide.name} does not say how large a pixel is; open it in the dock Slide and set it there"

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 #: of the mark before the words, readable on dark and light ground; what is not known is no reason for doubt
 _COLOURS = {"good": "#3f9f5f", "unknown": "#3f9f5f", "doubtful": "#d98e1f", "bad": "#d9534f"}
 _UNKNOWN = "#8a8f98"
-_AGAINST = ("doubtful", "bad")
 _MARKS = {"good": "✓", "unknown": "✓", "doubtful": "?", "bad": "✕"}
 
 
@@ -34,8 +33,8 @@ class VerdictLine(Snug):
             self.setToolTip("")
             return
         words = escape(in_the_window(check.verdict))
-        worst = next((line for line in check.lines if line.state == check.state), None)
-        do = f"<br>→ {escape(in_the_window(worst.mend))}" if worst and worst.mend and check.state in _AGAINST else ""
+        mend = check.worst[0].mend if check.against else ""
+        do = f"<br>→ {escape(in_the_window(mend))}" if mend else ""
         self.setText(f'<b style="color: {_COLOURS[check.state]}">{_MARKS[check.state]}</b> {words}{do}')
         self.setToolTip("<br>".join(_row(*line) for line in _lines(check)))
 

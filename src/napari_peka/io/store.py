@@ -35,8 +35,7 @@ DIFFERS = {
 }  # fmt: skip
 #: rows of a zarr chunk of embeddings: 4096 x 384 float16 is 3 MB, a good read over a network too
 CHUNK_ROWS = 4096
-
-
+#: held while a result is put together
 _ASSEMBLING = threading.Lock()
 
 
@@ -201,9 +200,9 @@ def amend_record(done: Prediction) -> None:
     assert done.path is not None
     parts: dict[str, Any] = {}
     root = zarr.open_group(zarr.storage.MemoryStore(parts), mode="w", zarr_format=2)
-    kept = json.loads(record_text(done.path))
-    record = done.record | {k: kept[k] for k in (COMPLETE,) if k in kept}
-    anndata.io.write_elem(root, "record", json.dumps({k: v for k, v in record.items() if k != "run"}))
+    complete = {COMPLETE: True} if COMPLETE in json.loads(record_text(done.path)) else {}
+    record = {k: v for k, v in done.record.items() if k != "run"} | complete
+    anndata.io.write_elem(root, "record", json.dumps(record))
     files.write_whole(done.path / "uns" / UNS / "record" / "0", parts["record/0"].to_bytes())
 
 

@@ -104,6 +104,12 @@ def gene_words(head: GeneHead, gene: str) -> str:
     return f"{NOT_SHOWN}: {why}" if why else gene_trust(head, gene)
 
 
+def split_words(prediction: Prediction) -> str:
+    """Return in brackets on what held-out correlations were measured; empty where nobody says, or nothing was."""
+    known = prediction.head.pcc is not None and prediction.pcc_split
+    return f" ({prediction.pcc_split})" if known else ""
+
+
 # -- of a map ----------------------------------------------------------------------------------------------------
 
 
@@ -150,9 +156,15 @@ def interval_sentence(prediction: Prediction, gene: str, reach: float | None = N
         text = f"9 of 10 measured values lie within about ±{(below + above) / 2:.2g} {unit} of the map"
     if reach is not None and high - low > reach:
         text += ", a span wider than that of the colours: read areas, not single tiles"
-    if told := prediction.fitted:
-        text += f" (fitted to {told.get('spots', 0):,} spots of {told.get('section')})"
+    if fitted := fitted_to(prediction):
+        text += f" ({fitted})"
     return f"{text}."
+
+
+def fitted_to(prediction: Prediction) -> str:
+    """Return by which measured spots a map's intervals were fitted; empty where they were not."""
+    told = prediction.fitted
+    return f"fitted to {told.get('spots', 0):,} spots of {told.get('section')}" if told else ""
 
 
 def ood_sentence(prediction: Prediction, hatched: bool = False) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from napari_peka.core.errors import BundleError, EncoderUnavailable, PekaError, UnknownName, near_names
-from napari_peka.core.head import MEASURED, GeneHead
+from napari_peka.core.head import MEASURED
 from napari_peka.models.bundle import SPEC_FILE, TENSOR_FILE, Model, read_bundle
 from napari_peka.models.folder import ENVIRONMENT, models_folder
 from napari_peka.models.hub import quiet_hub
@@ -235,17 +236,15 @@ def gene_table(name: str) -> list[dict[str, Any]]:
     """
     head = load_model(name, offline=True).head
     ids = head.gene_ids or ("",) * len(head.genes)
-    rows = [
-        {"gene": gene, "gene_id": ids[at], **dict.fromkeys(_OF_GENES), **_known(head, at),
-         "predictable": bool(head.predictable[at])}
-        for at, gene in enumerate(head.genes)
-    ]  # fmt: skip
+    numbers = {name: _or_none(head.measured.get(name), len(head.genes)) for name in _OF_GENES}
+    columns = {"gene": head.genes, "gene_id": ids, **numbers, "predictable": head.predictable.tolist()}
+    rows = [dict(zip(columns, row)) for row in zip(*columns.values())]
     return sorted(rows, key=lambda r: (not r["predictable"], r["pcc"] is None, -(r["pcc"] or 0.0), r["gene"]))
 
 
-def _known(head: GeneHead, at: int) -> dict[str, float]:
-    values = {name: float(head.measured[name][at]) for name in _OF_GENES if name in head.measured}
-    return {name: value for name, value in values.items() if value == value}
+def _or_none(values: npt.NDArray[np.floating] | None, n: int) -> list[float | None]:
+    """Return numbers fit for JSON: None where nothing is known."""
+    return [None] * n if values is None else [v if v == v else None for v in values.tolist()]
 
 
 def _card(card: EncoderCard) -> dict[str, Any]:

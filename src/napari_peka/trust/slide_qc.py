@@ -33,6 +33,8 @@ STATES: tuple[State, ...] = ("good", "unknown", "doubtful", "bad")
 #: it is 1 to 18 % of the spots of a section that was left out of a training, and 2 to 6 % of the tiles of its slide; on
 #: slides of two other laboratories 92 and 100 %
 SOME, MOST = 0.25, 0.75
+#: states that speak against a slide
+AGAINST: tuple[State, ...] = ("doubtful", "bad")
 #: share of the tiles unlike the training data, or out of focus, from which on that is said: the tissue's rim alone is
 #: some 5 % of the former, and of sections that were left out of a training at most 2 % are out of focus
 NOTICED = 0.1
@@ -96,9 +98,19 @@ class SlideCheck:
         return max((line.state for line in self.lines), key=STATES.index, default="unknown")
 
     @property
+    def worst(self) -> tuple[Line, ...]:
+        """The lines of the worst state."""
+        return tuple(line for line in self.lines if line.state == self.state)
+
+    @property
+    def against(self) -> tuple[Line, ...]:
+        """The lines that speak against the slide."""
+        return tuple(line for line in self.lines if line.state in AGAINST)
+
+    @property
     def verdict(self) -> str:
         """The worst of it in one sentence."""
-        worst = [line for line in self.lines if line.state == self.state]
+        worst = self.worst
         names = ", ".join(_NAMES.get(line.key, line.key) for line in worst)
         if self.state == "good":
             return "Nothing was found that speaks against this slide."

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from napari_peka.core.doubt import LEVEL, beyond
 from napari_peka.core.progress import NULL, Progress
+from napari_peka.io.trust import fitted_to
 from napari_peka.training.metrics import nan_mean
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def proof_words(prediction: Prediction) -> str:
     """Return in words what a fit of a map's intervals is worth, by the spots that were left out of it in turn."""
     told = prediction.fitted
     before, after = (told.get("coverage_90", {}).get(k) for k in ("before", "left_out"))
-    said = f"fitted to {told.get('spots', 0):,} spots of {told.get('section')}"
+    said = fitted_to(prediction)
     if before is None:
         return said
     said += f"; of 100 spots {100 * before:.0f} lay within the 90 % interval before"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_peka.core.progress import NULL, Progress
-from napari_peka.io.trust import gene_words
+from napari_peka.io.trust import gene_words, split_words
 from napari_peka.training.evaluate import HTML_FILE, EvaluationReport, evaluate
 from napari_peka.training.scoring import Measured
 from napari_peka.training.targets import N_VARIABLE, most_variable
@@ -107,8 +107,8 @@ def _gene(check: Check, gene: str, regions: Mapping[str, Any]) -> Iterator[Html]
                      _percent(one["coverage_90"]), cell(one["moran"])))  # fmt: skip
     heads = ("where", "spots", "PCC", "attainable", "RMSE", "mean of measured − predicted", "in 90 %", "Moran's I")
     yield table(heads, rows, caption=f"{gene}, {check.unit}")
-    split = f" ({check.prediction.pcc_split})" if check.prediction.pcc_split else ""
-    yield element("p", f"On data left out of training{split}: {gene_words(check.prediction.head, gene)}.")
+    before = f"On data left out of training{split_words(check.prediction)}"
+    yield element("p", f"{before}: {gene_words(check.prediction.head, gene)}.")
     if said := moran_words(score["moran"]):
         yield element(
             "p",

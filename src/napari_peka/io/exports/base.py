@@ -21,7 +21,7 @@ from napari_peka.core.head import GeneHead
 from napari_peka.core.progress import NULL, Progress
 from napari_peka.io.prediction import RESEARCH_USE, UNS, Prediction
 from napari_peka.io.statistics import SCORE_UNIT, gene_set_score, known_genes
-from napari_peka.io.trust import UNLIKE, gene_record
+from napari_peka.io.trust import UNLIKE, fitted_to, gene_record
 
 if TYPE_CHECKING:
     from napari_peka.io.slide import Slide
@@ -220,8 +220,7 @@ class Export:
     @property
     def fitted_in_words(self) -> list[str]:
         """By which measured spots the intervals were fitted, as a sentence; none where they were not."""
-        told = self.prediction.fitted
-        return [f"Intervals fitted to {told.get('spots', 0):,} spots of {told.get('section')}"] if told else []
+        return [f"Intervals {fitted}"] if (fitted := fitted_to(self.prediction)) else []
 
     @property
     def trust(self) -> dict[str, Any]:

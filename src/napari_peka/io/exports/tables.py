@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import gzip
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
@@ -96,7 +98,7 @@ def write_csv(export: Export, path: Path) -> None:
     where = _where(export)
     starts: list[str] = []
     rows_of_text = csv.writer(SimpleNamespace(write=starts.append), lineterminator="")
-    rows_of_text.writerows(zip(*where.values()))
+    rows_of_text.writerows(zip(*(column() for column in where.values())))
     # pandas takes five times as long for the numbers
     numbers = ",".join(["%.6g"] * len(export.labels))
     zipped = path.name.endswith(".gz")
@@ -136,18 +138,26 @@ def csv_description(export: Export, name: str) -> dict[str, Any]:
     }
 
 
-def _where(export: Export) -> dict[str, list[str]]:
-    """Return the columns that say which tile it is, as text."""
+def _where(export: Export) -> dict[str, Callable[[], list[str]]]:
+    """Return the columns that say which tile it is: their names, and what makes their text."""
     tiles = export.prediction.tiles
-    columns = {"tile": list(tiles.names)}
+    columns: dict[str, Callable[[], list[str]]] = {"tile": lambda: list(tiles.names)}
     for end, (y, x) in (("", tiles.centre_yx.T), ("_um", tiles.centre_um.T)):
-        columns |= {f"x{end}": [f"{v:.6g}" for v in x.tolist()], f"y{end}": [f"{v:.6g}" for v in y.tolist()]}
+        columns |= {f"x{end}": partial(_digits, x), f"y{end}": partial(_digits, y)}
     if tiles.grid_yx is not None:
-        columns |= {name: list(map(str, of.tolist())) for name, of in zip(("row", "col"), tiles.grid_yx.T)}
-    columns["read_ok"] = list(map(str, export.prediction.read_ok.tolist()))
+        columns |= {name: partial(_texts, of) for name, of in zip(("row", "col"), tiles.grid_yx.T)}
+    columns["read_ok"] = partial(_texts, export.prediction.read_ok)
     for name in (OOD, SPREAD):
         if (values := getattr(export.prediction, name)) is not None:
-            columns[name] = [f"{v:.6g}".replace("nan", "") for v in values.tolist()]
+            columns[name] = partial(_digits, values)
     if export.regions:
-        columns[ANNOTATION] = [name or "" for name in export.annotation]
+        columns[ANNOTATION] = lambda: [name or "" for name in export.annotation]
     return columns
+
+
+def _texts(values: npt.NDArray[Any]) -> list[str]:
+    return list(map(str, values.tolist()))
+
+
+def _digits(values: npt.NDArray[np.floating]) -> list[str]:
+    return [f"{v:.6g}".replace("nan", "") for v in values.tolist()]
